@@ -1,0 +1,222 @@
+"""The FCDM U-Net (paper, figure 3c): C channels at full resolution, 2C at half, 4C at a quarter."""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from fcdm_keras.conditioning import ClassConditioning
+from fcdm_keras.hub import keras_hub
+from fcdm_keras.layers import PACKAGE, Downsample, FCDMBlock, FinalLayer, TimestepEmbedding, Upsample
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class FCDMBackbone(keras_hub.models.Backbone):
+    """Fully convolutional diffusion network with a swappable conditioning module.
+
+    Takes a dict of `x_t` `(B, H, W, in_channels)` with H and W divisible by 4, `timesteps` `(B,)` (integer or
+    fractional) and the condition under the module's own name (`labels` `(B,)`), and returns float32
+    `(B, H, W, out_channels)`.
+
+    Args:
+        hidden_channels: C, divisible by 2.
+        depths: blocks of encoder 1, encoder 2, middle, decoder 2, decoder 1.
+        num_classes: classes of the default conditioning module.
+        in_channels: channels of `x_t`.
+        out_channels: output channels; `None` means `2 · in_channels` (noise and variance).
+        expansion_ratio: r of the blocks.
+        kernel_size: odd size of the depthwise kernels.
+        conditioning: a module as described in `fcdm_keras.conditioning`; `None` means `ClassConditioning(num_classes)`.
+        dtype: dtype policy, e.g. `"mixed_bfloat16"`.
+
+    Raises:
+        ValueError: for sizes that make no network, and on call for inputs that do not fit it.
+
+    Example:
+
+    ```python
+    backbone = FCDMBackbone(hidden_channels=128, depths=(2, 4, 8, 4, 2), num_classes=1000)  # FCDM-S
+    output = backbone({"x_t": x_t, "timesteps": timesteps, "labels": labels})
+    ```
+    """
+
+    def __init__(
+        self,
+        hidden_channels,
+        depths,
+        num_classes=1000,
+        in_channels=4,
+        out_channels=None,
+        expansion_ratio=3,
+        kernel_size=7,
+        conditioning=None,
+        dtype=None,
+        **kwargs,
+    ):
+        depths = _checked_depths(depths)
+        if hidden_channels < 2 or hidden_channels % 2:
+            raise ValueError(f"hidden_channels must be a positive even integer. Received: {hidden_channels}")
+        super().__init__(dtype=dtype, **kwargs)
+        self.hidden_channels = hidden_channels
+        self.depths = depths
+        self.in_channels = in_channels
+        self.out_channels = out_channels or 2 * in_channels
+        self.expansion_ratio = expansion_ratio
+        self.kernel_size = kernel_size
+        self.widths = (hidden_channels, 2 * hidden_channels, 4 * hidden_channels)
+        self.autocast = False  # timesteps stay exact under mixed precision; x_t is cast in `call`
+
+        width_1, width_2, width_3 = self.widths
+        self.conditioning = conditioning or ClassConditioning(num_classes, name="conditioning")
+        if self.conditioning.widths not in (None, self.widths):
+            raise ValueError(
+                f"The conditioning module must have widths {self.widths}. Received: {self.conditioning.widths}"
+            )
+        self.conditioning.widths = self.widths
+        self.time_embeddings = [TimestepEmbedding(w, name=f"time_embedding_{i}") for i, w in enumerate(self.widths, 1)]
+        self.x_embedder = self._conv(width_1, 3, "x_embedder")
+        self.encoder_1 = self._blocks(depths[0], "encoder_1")
+        self.down_1 = Downsample(width_2, dtype=self.dtype_policy, name="down_1")
+        self.encoder_2 = self._blocks(depths[1], "encoder_2")
+        self.down_2 = Downsample(width_3, dtype=self.dtype_policy, name="down_2")
+        self.middle = self._blocks(depths[2], "middle")
+        self.up_2 = Upsample(width_2, dtype=self.dtype_policy, name="up_2")
+        self.merge_2 = self._dense(width_2, "merge_2")
+        self.decoder_2 = self._blocks(depths[3], "decoder_2")
+        self.up_1 = Upsample(width_1, dtype=self.dtype_policy, name="up_1")
+        self.merge_1 = self._dense(width_1, "merge_1")
+        self.decoder_1 = self._blocks(depths[4], "decoder_1")
+        self.output_layer = self._conv(width_1, 3, "output_layer")
+        self.final_layer = FinalLayer(self.out_channels, name="final_layer")
+        self.build()
+
+    def _conv(self, channels, kernel_size, name):
+        return layers.Conv2D(
+            channels, kernel_size, padding="same", data_format="channels_last", dtype=self.dtype_policy, name=name
+        )
+
+    def _dense(self, channels, name):
+        return layers.Dense(channels, dtype=self.dtype_policy, name=name)
+
+    def _blocks(self, depth, name):
+        return [
+            FCDMBlock(self.expansion_ratio, self.kernel_size, dtype=self.dtype_policy, name=f"{name}_block_{i}")
+            for i in range(depth)
+        ]
+
+    def build(self, input_shape=None):
+        if self.built:
+            return
+        width_1, width_2, width_3 = self.widths
+        if not self.conditioning.built:  # a loaded one is
+            self.conditioning.build(None)
+        for embedding in self.time_embeddings:
+            embedding.build((None,))
+        self.x_embedder.build((None, None, None, self.in_channels))
+        self.down_1.build((None, None, None, width_1))
+        self.down_2.build((None, None, None, width_2))
+        self.up_2.build((None, None, None, width_3))
+        self.merge_2.build((None, None, None, 2 * width_2))
+        self.up_1.build((None, None, None, width_2))
+        self.merge_1.build((None, None, None, 2 * width_1))
+        self.output_layer.build((None, None, None, width_1))
+        self.final_layer.build((None, None, None, width_1))
+        for blocks, width in self._levels():
+            for block in blocks:
+                block.build((None, None, None, width))
+        self.built = True
+
+    def _levels(self):
+        width_1, width_2, width_3 = self.widths
+        return (
+            (self.encoder_1, width_1),
+            (self.encoder_2, width_2),
+            (self.middle, width_3),
+            (self.decoder_2, width_2),
+            (self.decoder_1, width_1),
+        )
+
+    @property
+    def blocks(self):
+        """All `FCDMBlock`s, in the order in which they run."""
+        return [block for blocks, _ in self._levels() for block in blocks]
+
+    @property
+    def gradient_checkpointing(self):
+        """Whether training recomputes each block in the backward pass (less memory, one more forward pass)."""
+        return any(block.gradient_checkpointing for block in self.blocks)
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enabled):
+        for block in self.blocks:
+            block.gradient_checkpointing = bool(enabled)
+
+    def __call__(self, inputs, *args, **kwargs):
+        condition = inputs.get(self.conditioning.input_name) if isinstance(inputs, dict) else None
+        if isinstance(condition, (list, tuple, np.ndarray)):  # on the host: a look costs nothing
+            self.conditioning.check(condition)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def call(self, inputs, training=None):
+        x_t, timesteps, condition = self._checked(inputs)
+        vectors = zip(self.time_embeddings, self.conditioning(condition), strict=True)
+        c_1, c_2, c_3 = (embedding(timesteps) + vector for embedding, vector in vectors)
+
+        x = self.x_embedder(ops.cast(x_t, self.compute_dtype))
+        x = skip_1 = _run(self.encoder_1, x, c_1, training)  # (B, H, W, C)
+        x = skip_2 = _run(self.encoder_2, self.down_1(x), c_2, training)  # (B, H/2, W/2, 2C)
+        x = _run(self.middle, self.down_2(x), c_3, training)  # (B, H/4, W/4, 4C)
+        x = self.merge_2(ops.concatenate([self.up_2(x), skip_2], axis=-1))
+        x = _run(self.decoder_2, x, c_2, training)
+        x = self.merge_1(ops.concatenate([self.up_1(x), skip_1], axis=-1))
+        x = _run(self.decoder_1, x, c_1, training)
+        return self.final_layer(self.output_layer(x), c_1)
+
+    def _checked(self, inputs):
+        names = ("x_t", "timesteps", self.conditioning.input_name)
+        if not isinstance(inputs, dict) or set(inputs) != set(names):
+            received = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
+            raise ValueError(f"Inputs must be a dict with the keys {', '.join(names)}. Received: {received}")
+        shape = tuple(inputs["x_t"].shape)
+        if len(shape) != 4 or shape[-1] != self.in_channels:
+            raise ValueError(f"x_t must have shape (B, H, W, {self.in_channels}). Received: {shape}")
+        if any(side is not None and side % 4 for side in shape[1:3]):
+            raise ValueError(f"Height and width of x_t must be divisible by 4. Received: {shape[1]}×{shape[2]}")
+        return tuple(inputs[name] for name in names)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape["x_t"][:-1], self.out_channels)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "hidden_channels": self.hidden_channels,
+            "depths": list(self.depths),
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "expansion_ratio": self.expansion_ratio,
+            "kernel_size": self.kernel_size,
+            "conditioning": keras.saving.serialize_keras_object(self.conditioning),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if isinstance(config.get("conditioning"), dict):
+            config["conditioning"] = keras.saving.deserialize_keras_object(config["conditioning"])
+        return super().from_config(config)
+
+
+def _run(blocks, x, conditioning, training):
+    for block in blocks:
+        x = block(x, conditioning, training=training)
+    return x
+
+
+def _checked_depths(depths):
+    depths = tuple(depths)
+    if len(depths) != 5 or any(not isinstance(d, int) or d < 0 for d in depths):
+        raise ValueError(
+            "depths must be 5 non-negative integers (encoder 1, encoder 2, middle, decoder 2, decoder 1). "
+            f"Received: {depths}"
+        )
+    return depths

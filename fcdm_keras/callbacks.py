@@ -1,0 +1,224 @@
+"""Callbacks for `DiffusionTrainer.fit`, all counted in optimizer steps since the start of the run."""
+
+import csv
+import math
+import os
+import time
+from pathlib import Path
+
+import keras
+from keras import ops
+from tqdm import tqdm
+
+from fcdm_keras import images
+
+FIELDS = ("step", "loss", "mse", "vb", "images_per_second")
+
+
+class StepCallback(keras.callbacks.Callback):
+    """Base: keeps `step`, the number of optimizer steps done, through resumed runs."""
+
+    def on_train_begin(self, logs=None):
+        self.step = int(ops.convert_to_numpy(self.model.step.value))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        self.on_step(logs)
+
+    def on_step(self, logs):
+        """Called after each step with the metrics' means since the last log line."""
+
+    def due(self, every):
+        """Whether this step is a multiple of `every` (0 is never)."""
+        return bool(every) and self.step % every == 0
+
+
+class StopOnNonFinite(StepCallback):
+    """Raises FloatingPointError at the first loss that is not finite, before anything is saved of that step."""
+
+    def on_step(self, logs):
+        if not math.isfinite(logs["loss"]):
+            raise FloatingPointError(
+                f"The loss is {logs['loss']} at step {self.step}: training stopped. Checkpoints hold the last good "
+                "weights; resume with a lower learning rate, --clip-norm 1, or --precision float32."
+            )
+
+
+class StepLog(StepCallback):
+    """Every `every` steps, hands means over those steps to writers, and resets the metrics.
+
+    `images_per_second` counts the training steps' own time, not sampling or saving. Put this callback first.
+
+    Args:
+        every: steps between lines.
+        batch_size: images per step.
+        writers: callables that take a dict with the keys `FIELDS`.
+    """
+
+    def __init__(self, every, batch_size, writers):
+        super().__init__()
+        self.every = every
+        self.batch_size = batch_size
+        self.writers = writers
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self._seconds, self._steps = 0.0, 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._begin = time.perf_counter()
+
+    def on_step(self, logs):
+        self._seconds += time.perf_counter() - self._begin
+        self._steps += 1
+        if not self.due(self.every):
+            return
+        speed = self._steps * self.batch_size / self._seconds
+        row = {"step": self.step, **{name: float(logs[name]) for name in FIELDS[1:4]}, "images_per_second": speed}
+        for writer in self.writers:
+            writer(row)
+        self._seconds, self._steps = 0.0, 0
+        self.model.reset_metrics()
+
+
+class CSVWriter:
+    """Appends rows to a CSV file; rows after `resume_step`, which a resumed run repeats, are dropped first."""
+
+    def __init__(self, path, resume_step=0):
+        self.path = Path(path)
+        kept = [row for row in read_csv(self.path) if row["step"] <= resume_step] if self.path.exists() else []
+        temporary = self.path.with_suffix(".tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(kept)
+        os.replace(temporary, self.path)
+
+    def __call__(self, row):
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, FIELDS).writerow(row)
+
+
+def read_csv(path):
+    """Rows of a log as dicts of numbers; a line cut short by a kill is left out."""
+    rows = []
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                rows.append({"step": int(row["step"]), **{name: float(row[name]) for name in FIELDS[1:]}})
+            except (TypeError, ValueError):
+                continue
+    return rows
+
+
+class TensorBoardWriter:
+    """Writes scalars to a TensorBoard folder, without TensorFlow.
+
+    Args:
+        folder: log folder.
+        resume_step: later points, which a resumed run repeats, are hidden.
+    """
+
+    def __init__(self, folder, resume_step=0):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+
+    def __call__(self, row):
+        for name in FIELDS[1:]:
+            self._writer.add_scalar(f"train/{name}", row[name], row["step"])
+        self._writer.flush()
+
+
+class Progress(StepCallback):
+    """Progress bar with loss, speed and ETA.
+
+    Args:
+        steps: steps of the whole run.
+    """
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        interactive = os.isatty(2)
+        self._bar = tqdm(
+            total=self.steps,
+            initial=self.step,
+            desc="training",
+            unit="step",
+            mininterval=0.2 if interactive else 15,
+            dynamic_ncols=interactive,
+        )
+
+    def on_step(self, logs):
+        self._bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+        self._bar.update()
+
+    def on_train_end(self, logs=None):
+        self._bar.close()
+
+    def __call__(self, row):
+        """As a writer of `StepLog`: prints the row above the bar."""
+        tqdm.write(
+            f"step {row['step']:>7}  loss {row['loss']:.4f}  mse {row['mse']:.4f}  vb {row['vb']:.4f}  "
+            f"{row['images_per_second']:,.0f} images/s"
+        )
+
+
+class Checkpoint(StepCallback):
+    """Saves every `every` steps and at the end.
+
+    Args:
+        manager: a `CheckpointManager`.
+        every: steps between checkpoints.
+    """
+
+    def __init__(self, manager, every):
+        super().__init__()
+        self.manager = manager
+        self.every = every
+
+    def on_step(self, logs):
+        if self.due(self.every):
+            self.manager.save(self.model)
+
+    def on_train_end(self, logs=None):
+        if self.step not in self.manager.steps():
+            self.manager.save(self.model)
+
+
+class SampleGrid(StepCallback):
+    """Draws a grid from the EMA weights every `every` steps: `samples/step-….png`, the newest also as `samples.png`.
+
+    Args:
+        task: a task over the trainer's backbone, e.g. `ClassToImage`.
+        labels: labels of the images `(N,)`.
+        folder: run folder.
+        every: steps between grids; 0 is never.
+        columns: images per row.
+        **options: passed to `task.generate`.
+    """
+
+    def __init__(self, task, labels, folder, every, columns=10, **options):
+        super().__init__()
+        self.task = task
+        self.labels = labels
+        self.folder = Path(folder)
+        self.every = every
+        self.columns = columns
+        self.options = options
+
+    def on_step(self, logs):
+        if self.due(self.every):
+            self.draw()
+
+    def draw(self):
+        """Draws and writes the grid now."""
+        drawn = self.task.generate(self.labels, weights=self.model.ema.values(), **self.options)
+        picture = images.grid(drawn, self.columns)
+        (self.folder / "samples").mkdir(exist_ok=True)
+        picture.save(self.folder / "samples" / f"step-{self.step:09d}.png")
+        picture.save(self.folder / "samples.png")

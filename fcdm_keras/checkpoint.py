@@ -1,0 +1,180 @@
+"""Checkpoints that a kill at any moment cannot spoil.
+
+A checkpoint is a folder `step-000001000/` with `trainer.weights.h5` (weights, EMA, optimizer, step) and
+`checkpoint.json` (step, checksum, shapes). It is written under a hidden name and renamed when all of it is on disk, so a
+folder with the final name is whole. Weights are Keras's own format, the same on every backend.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+WEIGHTS, MANIFEST = "trainer.weights.h5", "checkpoint.json"
+_NAME = re.compile(r"step-(\d{9})")
+_UNFINISHED = ".unfinished-"
+
+
+class CheckpointManager:
+    """Writes, prunes and restores the checkpoints of a `DiffusionTrainer` in one folder.
+
+    Args:
+        folder: created if needed.
+        keep_last: newest checkpoints kept.
+        keep_every: checkpoints whose step is a multiple of this are kept for good; 0 keeps none.
+
+    Raises:
+        OSError: if the folder cannot be written to, at once.
+    """
+
+    def __init__(self, folder, keep_last=3, keep_every=0):
+        self.folder = Path(folder)
+        self.keep_last = keep_last
+        self.keep_every = keep_every
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob(f"{_UNFINISHED}*"):
+                shutil.rmtree(leftover)
+            probe = self.folder / f"{_UNFINISHED}probe"
+            probe.mkdir()
+            probe.rmdir()
+        except OSError as error:
+            raise OSError(f"Checkpoints cannot be written to {self.folder}: {error.strerror or error}.") from None
+
+    def steps(self):
+        """Steps of the checkpoints present, ascending."""
+        matches = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def path(self, step):
+        """Folder of a step's checkpoint."""
+        return self.folder / f"step-{step:09d}"
+
+    def save(self, trainer):
+        """Writes a checkpoint of `trainer`'s present step and prunes old ones.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            FloatingPointError: a weight is not finite; nothing is written.
+            OSError: the disk is full or read-only; earlier checkpoints are untouched.
+        """
+        step = int(ops.convert_to_numpy(trainer.step.value))
+        _check_finite(trainer, step)
+        unfinished, final = self.folder / f"{_UNFINISHED}{step:09d}", self.path(step)
+        try:
+            unfinished.mkdir(exist_ok=True)
+            trainer.save_weights(unfinished / WEIGHTS)
+            _sync(unfinished / WEIGHTS)
+            manifest = {
+                "step": step,
+                "sha256": _sha256(unfinished / WEIGHTS),
+                "shapes": _shapes(trainer),
+                "keras": keras.__version__,
+                "backend": keras.backend.backend(),
+            }
+            (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            _sync(unfinished / MANIFEST)
+            _sync(unfinished)
+            if final.exists():
+                shutil.rmtree(final)
+            unfinished.rename(final)
+            _sync(self.folder)
+        except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise OSError(
+                f"The checkpoint of step {step} could not be written to {self.folder} ({error.strerror or error}). "
+                f"Earlier checkpoints are untouched: {self.steps() or 'none'}."
+            ) from None
+        self._prune()
+        return final
+
+    def restore(self, trainer):
+        """Loads the newest whole checkpoint into a compiled `trainer`.
+
+        A damaged checkpoint is passed over with a warning.
+
+        Returns:
+            The step, or `None` where there is no checkpoint.
+
+        Raises:
+            ValueError: a checkpoint belongs to another configuration, or all are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            damage = self.damage(step)
+            if damage is None:
+                self._load(trainer, step)
+                return step
+            warnings.warn(f"{self.path(step)} is passed over: {damage}.", stacklevel=2)
+        if steps:
+            raise ValueError(f"All checkpoints in {self.folder} are damaged; remove the folder to start afresh.")
+        return None
+
+    def damage(self, step):
+        """What is wrong with a checkpoint, as a phrase, or `None`."""
+        try:
+            manifest = json.loads((self.path(step) / MANIFEST).read_text())
+            if manifest["sha256"] != _sha256(self.path(step) / WEIGHTS):
+                return "its weights do not match their checksum"
+            return None if manifest["step"] == step else "its manifest is of another step"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"it cannot be read ({error})"
+
+    def _load(self, trainer, step):
+        manifest = json.loads((self.path(step) / MANIFEST).read_text())
+        if manifest["shapes"] != _shapes(trainer):
+            saved, own = _count(manifest["shapes"]), _count(_shapes(trainer))
+            raise ValueError(
+                f"{self.path(step)} was written by another configuration: it holds {saved:,} numbers in "
+                f"{len(manifest['shapes'])} tensors, this trainer {own:,} in {len(_shapes(trainer))}."
+            )
+        trainer.load_weights(self.path(step) / WEIGHTS)
+        loaded = int(ops.convert_to_numpy(trainer.step.value))
+        if loaded != step:
+            raise ValueError(f"{self.path(step)} holds step {loaded}; the checkpoint is inconsistent.")
+
+    def _prune(self):
+        steps = self.steps()
+        for step in steps[: -self.keep_last]:
+            if not self.keep_every or step % self.keep_every:
+                shutil.rmtree(self.path(step), ignore_errors=True)
+
+
+def _saved_variables(trainer):
+    return [*trainer.variables, *trainer.optimizer.variables]
+
+
+def _shapes(trainer):
+    return [list(variable.shape) for variable in _saved_variables(trainer)]
+
+
+def _count(shapes):
+    return int(sum(np.prod(shape) for shape in shapes))
+
+
+def _check_finite(trainer, step):
+    for variable in trainer.trainable_variables:
+        if not np.isfinite(ops.convert_to_numpy(variable)).all():
+            raise FloatingPointError(f"{variable.path} is not finite at step {step}; no checkpoint is written.")
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,59 @@
+"""Exponential moving average of a model's weights: float32, and never swapped into the model that trains."""
+
+import keras
+from keras import ops
+
+from fcdm_keras import engine
+from fcdm_keras.layers import PACKAGE
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class EMA(keras.layers.Layer):
+    """Keeps `average ← decay · average + (1 − decay) · weight` for each trainable weight of a built model.
+
+    It starts at the model's weights and holds its averages as non-trainable float32 weights, so that they are saved
+    with whatever model owns this layer.
+
+    Args:
+        model: a built Keras model or layer.
+        decay: in [0, 1).
+        warmup: use min(decay, (1 + n) / (10 + n)) at update n, so that a short run forgets its start.
+    """
+
+    def __init__(self, model, decay=0.9999, warmup=False, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        if not 0 <= decay < 1:
+            raise ValueError(f"The EMA decay must lie in [0, 1). Received: {decay}")
+        self.decay = decay
+        self.warmup = warmup
+        self._sources = tuple(model.trainable_variables)  # a tuple, so that Keras does not track them as our own
+        self.averages = [
+            self.add_weight(
+                name=source.path.replace("/", "_"), shape=source.shape, initializer="zeros", trainable=False
+            )
+            for source in self._sources
+        ]
+        self.built = True
+        self.reset()
+
+    def reset(self):
+        """Sets every average to its weight's present value."""
+        for average, source in zip(self.averages, self._sources, strict=True):
+            average.assign(ops.cast(source.value, "float32") * 1.0)  # a copy: JAX donates the original
+
+    def update(self, step):
+        """Moves every average once; `step` is the number of updates so far, this one included (int or scalar tensor)."""
+        decay = self.decay
+        if self.warmup:
+            step = ops.cast(step, "float32")
+            decay = ops.minimum(self.decay, (1.0 + step) / (10.0 + step))
+        engine.interpolate(self.averages, self._sources, 1.0 - decay)
+
+    def values(self):
+        """The averages as tensors, in the order of the model's `trainable_variables`."""
+        return [average.value for average in self.averages]
+
+    def copy_to(self, model):
+        """Assigns the averages to another model of the same architecture."""
+        for average, target in zip(self.averages, model.trainable_variables, strict=True):
+            target.assign(ops.cast(average.value, target.dtype) * 1)

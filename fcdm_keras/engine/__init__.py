@@ -1,0 +1,22 @@
+"""What the three backends do differently: the training step, EMA's update, and compiling a function for inference.
+
+Each `on_<backend>.py` offers the same names:
+
+- `TrainStep`: a mixin with `train_step` and `test_step` for `DiffusionTrainer`, in the form that the backend's Keras
+  trainer calls. What a step computes is in `fcdm_keras.trainer`; here is only how gradients are taken.
+- `interpolate(averages, variables, weight)`: each average moves by `weight` towards its variable, in place.
+- `compiled(function, variables)`: `run(values, *args)` computes `function(*args)` with `variables` holding `values`,
+  without gradients, compiled where the backend compiles.
+- `allow_tf32()`: float32 matrix products on GPUs in TF32, as the paper trains (JAX and TensorFlow do so by default).
+"""
+
+import importlib
+
+import keras
+
+_engine = importlib.import_module(f"fcdm_keras.engine.on_{keras.backend.backend()}")
+
+TrainStep = _engine.TrainStep
+interpolate = _engine.interpolate
+compiled = _engine.compiled
+allow_tf32 = _engine.allow_tf32

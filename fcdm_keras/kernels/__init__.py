@@ -1,0 +1,67 @@
+"""Operations that Keras computes slowly on at least one backend, each with a fast path per backend.
+
+The backend's file is imported for the active Keras backend only. Every operation here is a pure function of tensors,
+differentiable, safe in `jax.jit`, `torch.compile`, `tf.function` and `keras.remat`, and equal to plain Keras operations
+within rounding (`tests/test_kernels.py`). What is fast was measured on CPUs; see the backend's file.
+"""
+
+import importlib
+
+import keras
+from keras import ops
+
+IMPLEMENTATIONS = ("auto", "fast", "plain")
+
+_depthwise = importlib.import_module(f"fcdm_keras.kernels.depthwise_{keras.backend.backend()}")
+_pointwise = importlib.import_module(f"fcdm_keras.kernels.pointwise_{keras.backend.backend()}")
+
+
+def depthwise_conv(x, kernel, implementation="auto"):
+    """Depthwise k×k convolution, stride 1, zero padding that keeps the size; the sum is float32 inside.
+
+    Args:
+        x: `(B, H, W, C)`, float32, bfloat16 or float16.
+        kernel: `(k, k, C, 1)` with k odd, the layout of `keras.layers.DepthwiseConv2D`, dtype of `x`.
+        implementation: `"fast"`, `"plain"` (`keras.ops.depthwise_conv`, for comparison) or `"auto"`, now the fast one.
+
+    Returns:
+        `(B, H, W, C)` in the dtype of `x`.
+
+    Raises:
+        ValueError: for another implementation, an even kernel, or shapes that do not fit.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"Received: implementation={implementation!r}, expected one of {IMPLEMENTATIONS}; choose one of them."
+        )
+    _check_shapes(tuple(x.shape), tuple(kernel.shape))
+    if implementation == "plain":
+        return ops.depthwise_conv(x, kernel, padding="same", data_format="channels_last")
+    return _depthwise.depthwise_conv(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel))
+
+
+def gelu(x):
+    """Exact (erf) GELU, elementwise, in the dtype of `x`."""
+    return _pointwise.gelu(x)
+
+
+def layer_norm(x):
+    """LayerNorm over the last axis without scale and offset, eps 1e-6: statistics and result in float32."""
+    return _pointwise.layer_norm(x)
+
+
+def _check_shapes(x_shape, kernel_shape):
+    if len(x_shape) != 4:
+        raise ValueError(f"Received: x of shape {x_shape}, expected (B, H, W, C); give feature maps channels last.")
+    if len(kernel_shape) != 4 or kernel_shape[0] != kernel_shape[1] or kernel_shape[3] != 1:
+        raise ValueError(
+            f"Received: kernel of shape {kernel_shape}, expected (k, k, C, 1); "
+            "give a square kernel in the layout of keras.layers.DepthwiseConv2D."
+        )
+    if kernel_shape[0] % 2 == 0:
+        raise ValueError(f"Received: kernel size {kernel_shape[0]}, expected an odd size; choose 3, 5, 7, …")
+    if x_shape[3] != kernel_shape[2]:
+        raise ValueError(
+            f"Received: x with {x_shape[3]} channels and kernel with {kernel_shape[2]}, expected the same number; "
+            "build the kernel for the channels of x."
+        )

@@ -1,0 +1,91 @@
+"""Depthwise convolution on TensorFlow: its own kernels without XLA, shifted multiply-adds with XLA.
+
+TensorFlow's kernels are fast, except the kernel gradient on CPUs; XLA's lowering of the same operation is 40 times slower
+on CPUs, and 8 to 24 times on GPUs (TensorFlow issue 59772). So the code asks where it is traced. On GPUs nothing here was
+measured: there, without XLA, all three are TensorFlow's kernels.
+"""
+
+import functools
+import operator
+
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+MAX_TILE = 32  # columns whose products are summed in one fused loop
+
+
+@tf.custom_gradient
+def depthwise_conv(x, kernel):
+    """`x` `(B, H, W, C)`, any size may be unknown but C, `kernel` `(k, k, C, 1)` → `(B, H, W, C)`."""
+
+    def backward(gradient):
+        return _convolve(gradient, kernel[::-1, ::-1]), _kernel_gradient(x, gradient, kernel)
+
+    return _convolve(x, kernel), backward
+
+
+def _convolve(x, kernel):
+    if not _under_xla():
+        return tf.nn.depthwise_conv2d(x, kernel, strides=(1, 1, 1, 1), padding="SAME")
+    size = kernel.shape[0]
+    _, height, width, _ = _sizes(x)
+    padded = _pad(x, size)
+    taps = tf.cast(kernel[..., 0], tf.float32)
+    products = [padded[:, i : i + height, j : j + width] * taps[i, j] for i in range(size) for j in range(size)]
+    return tf.cast(_sum(products), x.dtype)
+
+
+def _kernel_gradient(x, gradient, kernel):
+    if not _under_xla() and tf.config.list_logical_devices("GPU"):
+        return tf.nn.depthwise_conv2d_backprop_filter(x, tf.shape(kernel), gradient, (1, 1, 1, 1), "SAME")
+    return tf.cast(_compiled_kernel_gradient(x, gradient, kernel.shape[0])[..., None], kernel.dtype)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _compiled_kernel_gradient(x, gradient, size):
+    """`Σ_{b,h,w} x[b, h+i, w+j, c] · gradient[b, h, w, c]` for every tap (i, j): `(k, k, C)`, float32.
+
+    One step of the loop takes one row (or tile of a row): every tap is summed over the row's columns in one elementwise
+    loop, so each value is read from memory once, not once per tap.
+    """
+    batch, height, width, channels = _sizes(x)
+    tile = min(x.shape[2] or MAX_TILE, MAX_TILE)
+    tiles = -(-width // tile)
+    extra = tiles * tile - width  # columns of zeros, so that all tiles are full
+    padded = _pad(x, size, extra)
+    gradient = tf.pad(tf.cast(gradient, tf.float32), [[0, 0], [0, 0], [0, extra], [0, 0]])
+
+    def add_tile(index, total):
+        row, start = index // tiles, index % tiles * tile
+        products = [
+            tf.slice(padded, (0, row, start + w, 0), (batch, size, size, channels))
+            * tf.slice(gradient, (0, row, start + w, 0), (batch, 1, 1, channels))
+            for w in range(tile)
+        ]
+        return index + 1, total + _sum(products)
+
+    zeros = tf.zeros((batch, size, size, channels))
+    _, total = tf.while_loop(lambda index, _: index < height * tiles, add_tile, (0, zeros))
+    return tf.reduce_sum(total, axis=0)
+
+
+def _sizes(x):
+    """The sizes of `x`: integers where the trace knows them, scalar tensors elsewhere."""
+    return [known or tf.shape(x)[axis] for axis, known in enumerate(x.shape)]
+
+
+def _pad(x, size, extra=0):
+    """`x` as float32 with the zeros of "same" padding, and `extra` columns of zeros on the right."""
+    margin = size // 2
+    return tf.pad(tf.cast(x, tf.float32), [[0, 0], [margin, margin], [margin, margin + extra], [0, 0]])
+
+
+def _sum(terms, chains=4):
+    """Sum of the list `terms` as four independent chains: the processor need not wait for each addition."""
+    sums = [functools.reduce(operator.add, terms[start::chains]) for start in range(min(chains, len(terms)))]
+    return functools.reduce(operator.add, sums)
+
+
+def _under_xla():
+    """Whether this code is being traced for `tf.function(jit_compile=True)`."""
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())

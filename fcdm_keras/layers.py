@@ -1,0 +1,313 @@
+"""Layers of FCDM (paper, section 3.1 and figure 3).
+
+Feature maps are `(B, H, W, C)`, conditioning vectors `(B, C)`. Statistics of the norms, the timestep features and all
+that comes from the conditioning vector (adaLN) are float32 whatever the dtype policy; convolutions and linears on
+feature maps follow the policy.
+"""
+
+import math
+
+import keras
+from keras import layers, ops
+
+from fcdm_keras import kernels
+
+PACKAGE = "fcdm_keras"
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class DepthwiseConv(layers.Layer):
+    """Depthwise k×k convolution with bias, stride 1 and zero padding.
+
+    Weights are those of `keras.layers.DepthwiseConv2D(kernel_size, padding="same")`: `kernel` `(k, k, C, 1)` and
+    `bias` `(C,)`. The arithmetic is `fcdm_keras.kernels.depthwise_conv`.
+
+    Args:
+        kernel_size: odd integer k.
+    """
+
+    def __init__(self, kernel_size=7, **kwargs):
+        super().__init__(**kwargs)
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be a positive odd integer. Received: {kernel_size}")
+        self.kernel_size = kernel_size
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        self.kernel = self.add_weight(
+            name="kernel", shape=(self.kernel_size, self.kernel_size, channels, 1), initializer="glorot_uniform"
+        )
+        self.bias = self.add_weight(name="bias", shape=(channels,), initializer="zeros")
+
+    def call(self, x):
+        kernel, bias = ops.cast(self.kernel, x.dtype), ops.cast(self.bias, x.dtype)
+        return kernels.depthwise_conv(x, kernel) + bias
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "kernel_size": self.kernel_size}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class GRN(layers.Layer):
+    """Global response normalization (ConvNeXt V2), `(B, H, W, C)` → `(B, H, W, C)`.
+
+    With `G = sqrt(Σ_{H,W} x²)` and `N = G / (mean_C G + 1e-6)` the output is `gamma · (x · N) + beta + x`, computed as
+    one multiply-add per element, `x · (gamma · N + 1) + beta`. `gamma` and `beta` are `(C,)` and start at zero.
+    """
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="zeros", dtype="float32")
+        self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", dtype="float32")
+
+    def call(self, x):
+        energy = ops.sum(ops.square(ops.cast(x, "float32")), axis=(1, 2), keepdims=True)
+        # The floor keeps the square root's gradient finite where a channel is zero everywhere.
+        response = ops.sqrt(ops.maximum(energy, 1e-30))  # (B, 1, 1, C)
+        normalized = response / (ops.mean(response, axis=-1, keepdims=True) + 1e-6)
+        gain = ops.cast(self.gamma, "float32") * normalized + 1.0
+        return x * ops.cast(gain, x.dtype) + ops.cast(self.beta, x.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class FCDMBlock(layers.Layer):
+    """ConvNeXt block with adaLN-zero conditioning (figure 3b).
+
+    `call(x, conditioning)` takes `(B, H, W, d)` and `(B, d)` and returns `(B, H, W, d)`. The gate starts at zero, so a
+    new block is the identity.
+
+    Args:
+        expansion_ratio: r, width of the hidden layer over d.
+        kernel_size: odd size of the depthwise kernel.
+
+    Attributes:
+        gradient_checkpointing: recompute the block in the backward pass instead of storing its activations.
+    """
+
+    def __init__(self, expansion_ratio=3, kernel_size=7, **kwargs):
+        super().__init__(**kwargs)
+        self.expansion_ratio = expansion_ratio
+        self.kernel_size = kernel_size
+        self.gradient_checkpointing = False
+        self.dwconv = DepthwiseConv(kernel_size, dtype=self.dtype_policy, name="dwconv")
+        self.grn = GRN(dtype=self.dtype_policy, name="grn")
+
+    def build(self, input_shape, conditioning_shape=None):
+        width = input_shape[-1]
+        hidden = int(self.expansion_ratio * width)
+        self.adaln = _zero_dense(3 * width, name="adaln")
+        self.pwconv1 = layers.Dense(hidden, dtype=self.dtype_policy, name="pwconv1")
+        self.pwconv2 = layers.Dense(width, dtype=self.dtype_policy, name="pwconv2")
+        self.adaln.build((None, width))
+        self.dwconv.build(input_shape)
+        self.pwconv1.build((None, None, None, width))
+        self.grn.build((None, None, None, hidden))
+        self.pwconv2.build((None, None, None, hidden))
+
+    def call(self, x, conditioning, training=None):
+        if training and self.gradient_checkpointing:
+            return keras.remat(self._residual)(x, conditioning)
+        return self._residual(x, conditioning)
+
+    def _residual(self, x, conditioning):
+        shift, scale, gate = ops.split(self.adaln(ops.silu(conditioning)), 3, axis=-1)
+        h = self.dwconv(x)
+        h = modulate(kernels.layer_norm(h), shift, scale)
+        h = self.grn(kernels.gelu(self.pwconv1(ops.cast(h, x.dtype))))
+        h = self.pwconv2(h)
+        return x + ops.cast(gate, x.dtype)[:, None, None, :] * h
+
+    def compute_output_shape(self, input_shape, conditioning_shape=None):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "expansion_ratio": self.expansion_ratio,
+            "kernel_size": self.kernel_size,
+        }
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Downsample(layers.Layer):
+    """3×3 convolution without bias, then pixel-unshuffle by 2: `(B, H, W, C)` → `(B, H/2, W/2, channels)`.
+
+    Args:
+        channels: output channels, divisible by 4.
+    """
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.conv = layers.Conv2D(
+            channels // 4,
+            3,
+            padding="same",
+            use_bias=False,
+            data_format="channels_last",
+            dtype=self.dtype_policy,
+            name="conv",
+        )
+
+    def build(self, input_shape):
+        self.conv.build(input_shape)
+
+    def call(self, x):
+        return pixel_unshuffle(self.conv(x))
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, _ = input_shape
+        return (batch, height and height // 2, width and width // 2, self.channels)
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Upsample(layers.Layer):
+    """3×3 convolution without bias, then pixel-shuffle by 2: `(B, H, W, C)` → `(B, 2H, 2W, channels)`.
+
+    Args:
+        channels: output channels.
+    """
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.conv = layers.Conv2D(
+            channels * 4,
+            3,
+            padding="same",
+            use_bias=False,
+            data_format="channels_last",
+            dtype=self.dtype_policy,
+            name="conv",
+        )
+
+    def build(self, input_shape):
+        self.conv.build(input_shape)
+
+    def call(self, x):
+        return pixel_shuffle(self.conv(x))
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, _ = input_shape
+        return (batch, height and height * 2, width and width * 2, self.channels)
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class TimestepEmbedding(layers.Layer):
+    """Sinusoidal features of the timestep, then Linear, SiLU, Linear: `(B,)` → `(B, width)`, float32.
+
+    Timesteps may be integers (0 … 999) or fractions ([0, 1] in flow matching); they are used as they are.
+
+    Args:
+        width: output width d.
+        frequency_dim: number of sinusoidal features, even.
+        max_period: longest period of the features.
+    """
+
+    def __init__(self, width, frequency_dim=256, max_period=10_000, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.width = width
+        self.frequency_dim = frequency_dim
+        self.max_period = max_period
+        normal = {"kernel_initializer": keras.initializers.RandomNormal(stddev=0.02), "dtype": "float32"}
+        self.hidden = layers.Dense(width, name="hidden", **normal)
+        self.out = layers.Dense(width, name="out", **normal)
+
+    def build(self, input_shape):
+        self.hidden.build((None, self.frequency_dim))
+        self.out.build((None, self.width))
+
+    def call(self, timesteps):
+        half = self.frequency_dim // 2
+        exponents = ops.arange(half, dtype="float32") / half
+        frequencies = ops.exp(-math.log(self.max_period) * exponents)
+        angles = ops.cast(timesteps, "float32")[:, None] * frequencies[None]
+        features = ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
+        return self.out(ops.silu(self.hidden(features)))
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.width)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "width": self.width,
+            "frequency_dim": self.frequency_dim,
+            "max_period": self.max_period,
+        }
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class FinalLayer(layers.Layer):
+    """LayerNorm, adaLN modulation and a 3×3 convolution to the output channels, all in float32.
+
+    `call(x, conditioning)`: `(B, H, W, C)` and `(B, C)` → `(B, H, W, channels)`, zero in a new layer.
+
+    Args:
+        channels: output channels.
+    """
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.channels = channels
+        self.conv = layers.Conv2D(
+            channels,
+            3,
+            padding="same",
+            data_format="channels_last",
+            kernel_initializer="zeros",
+            dtype="float32",
+            name="conv",
+        )
+
+    def build(self, input_shape, conditioning_shape=None):
+        width = input_shape[-1]
+        self.adaln = _zero_dense(2 * width, name="adaln")
+        self.adaln.build((None, width))
+        self.conv.build(input_shape)
+
+    def call(self, x, conditioning):
+        shift, scale = ops.split(self.adaln(ops.silu(conditioning)), 2, axis=-1)
+        return self.conv(modulate(kernels.layer_norm(x), shift, scale))
+
+    def compute_output_shape(self, input_shape, conditioning_shape=None):
+        return (*input_shape[:-1], self.channels)
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels}
+
+
+def modulate(x, shift, scale):
+    """`x · (1 + scale) + shift` with `x` `(B, H, W, C)`, `shift` and `scale` `(B, C)`."""
+    return x * (1.0 + scale[:, None, None, :]) + shift[:, None, None, :]
+
+
+def pixel_unshuffle(x):
+    """`(B, 2H, 2W, C)` → `(B, H, W, 4C)`, channel `c·4 + dy·2 + dx` as in PyTorch."""
+    _, height, width, channels = ops.shape(x)
+    x = ops.reshape(x, (-1, height // 2, 2, width // 2, 2, channels))
+    return ops.reshape(ops.transpose(x, (0, 1, 3, 5, 2, 4)), (-1, height // 2, width // 2, 4 * channels))
+
+
+def pixel_shuffle(x):
+    """`(B, H, W, 4C)` → `(B, 2H, 2W, C)`, the inverse of `pixel_unshuffle`."""
+    _, height, width, channels = ops.shape(x)
+    x = ops.reshape(x, (-1, height, width, channels // 4, 2, 2))
+    return ops.reshape(ops.transpose(x, (0, 1, 4, 2, 5, 3)), (-1, 2 * height, 2 * width, channels // 4))
+
+
+def _zero_dense(units, name):
+    """A float32 linear that starts at zero: the adaLN-zero projection."""
+    return layers.Dense(units, kernel_initializer="zeros", dtype="float32", name=name)

@@ -1,0 +1,35 @@
+"""AdamW with the ε of the published algorithm, so that runs match those of PyTorch step by step."""
+
+import keras
+from keras import ops
+
+from fcdm_keras.layers import PACKAGE
+
+# On PyTorch `keras.optimizers.AdamW(...)` is an instance of a fused subclass; this is that class on every backend.
+_KerasAdamW = type(keras.optimizers.AdamW())
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class AdamW(_KerasAdamW):
+    """`keras.optimizers.AdamW` with the paper's defaults, dividing by √v̂ + ε (Kingma and Ba, algorithm 1).
+
+    Keras computes the variant that divides by √v + ε ("ε̂", section 2 of the same paper), whose ε is up to 30 times
+    larger in the first steps. Everything else is Keras's.
+
+    Args:
+        learning_rate: step size or schedule.
+        weight_decay, beta_1, beta_2, epsilon, …: as in `keras.optimizers.AdamW`.
+    """
+
+    def __init__(self, learning_rate=1e-4, weight_decay=0.0, beta_1=0.9, beta_2=0.999, epsilon=1e-8, **kwargs):
+        super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon, **kwargs)
+
+    def apply(self, grads, trainable_variables=None):
+        # √v̂ + ε = (√v + ε·√(1 − β₂ᵗ)) / √(1 − β₂ᵗ)
+        step = ops.cast(self.iterations.value + 1, "float32")
+        epsilon = self.epsilon
+        self.epsilon = epsilon * ops.sqrt(1.0 - self.beta_2**step)
+        try:
+            return super().apply(grads, trainable_variables)
+        finally:
+            self.epsilon = epsilon

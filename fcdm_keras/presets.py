@@ -1,0 +1,204 @@
+"""Model sizes and training recipes, and the command-line flags made from them. Standard library only."""
+
+import argparse
+import dataclasses
+import json
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSize:
+    """Sizes of one model: C, blocks per level, and the figures that `python -m fcdm_keras.model_table` recomputes."""
+
+    hidden_channels: int
+    depths: tuple[int, ...]
+    parameters: int | None = None  # exact, 1000 classes and 4 latent channels
+    gmacs_256: float | None = None  # the paper's "FLOPs (G)" at 256 px (tables 2 and 3)
+    gmacs_512: float | None = None  # the paper's "FLOPs (G)" at 512 px (table 5)
+
+
+# fmt: off
+MODEL_SIZES = {
+    "XS": ModelSize( 32, (1, 2,  2, 2, 1)),                            # ours, for small images
+    "S":  ModelSize(128, (2, 4,  8, 4, 2),  32_699_912,  3.1),
+    "B":  ModelSize(256, (2, 4,  8, 4, 2), 127_675_400, 12.2),
+    "L":  ModelSize(512, (2, 4,  8, 4, 2), 504_453_128, 48.3),
+    "XL": ModelSize(512, (3, 6, 12, 6, 3), 698_754_056, 64.6, 257.7),
+}
+# fmt: on
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run. Defaults are the paper's (table 7)."""
+
+    recipe: str
+    dataset: str
+    model: str
+    image_size: int
+    num_classes: int
+    steps: int
+    global_batch_size: int = 256
+    accumulation_steps: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    ema_decay: float = 0.9999
+    ema_warmup: bool = False
+    label_dropout: float = 0.1
+    label_dropout_mode: str = "joint"
+    precision: str = "float32"
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    seed: int = 0
+    log_every: int = 100
+    sample_every: int = 10_000
+    ckpt_every: int = 10_000
+    keep_last: int = 3
+    keep_every: int = 100_000
+    sampler: str = "ddpm"
+    num_sampling_steps: int = 250
+    cfg_scale: float = 1.5
+    results_dir: str = "runs"
+
+
+HELP = {
+    "dataset": "data set",
+    "model": "model size: " + ", ".join(MODEL_SIZES),
+    "image_size": "side of the images, pixels",
+    "num_classes": "number of classes",
+    "steps": "optimizer steps in all",
+    "global_batch_size": "images per optimizer step, over all devices and micro-batches",
+    "accumulation_steps": "micro-batches per optimizer step; divides the global batch size",
+    "learning_rate": "constant step size of AdamW",
+    "weight_decay": "AdamW's weight decay",
+    "clip_norm": "clip the gradients to this global norm; 0 is off",
+    "ema_decay": "decay of the weights' moving average, per step",
+    "ema_warmup": "let the decay rise from 0.1 at the start",
+    "label_dropout": "share of samples trained without label, for guidance",
+    "label_dropout_mode": "joint: one drop for all three tables; per_level: each on its own, as the reference",
+    "precision": "dtype policy: float32, mixed_bfloat16 or mixed_float16",
+    "gradient_checkpointing": "recompute blocks in the backward pass: less memory, more time",
+    "torch_compile": "compile the training step with torch.compile (PyTorch only)",
+    "seed": "seed of weights, data order, noise and timesteps",
+    "log_every": "steps between log lines",
+    "sample_every": "steps between sample grids; 0 is never",
+    "ckpt_every": "steps between checkpoints",
+    "keep_last": "newest checkpoints kept",
+    "keep_every": "checkpoints at multiples of this many steps are kept for good; 0 is none",
+    "sampler": "ddpm or ddim",
+    "num_sampling_steps": "sampling steps, 1 to 1000",
+    "cfg_scale": "guidance scale on all channels; 1 is none",
+    "results_dir": "folder of run folders; the run is in RESULTS_DIR/RECIPE",
+}
+CHOICES = {
+    "model": tuple(MODEL_SIZES),
+    "label_dropout_mode": ("joint", "per_level"),
+    "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
+    "sampler": ("ddpm", "ddim"),
+}
+# May change when a run is resumed; everything else must stay as it was.
+MAY_CHANGE = {
+    "steps", "gradient_checkpointing", "torch_compile", "log_every", "sample_every", "ckpt_every", "keep_last",
+    "keep_every", "sampler", "num_sampling_steps", "cfg_scale", "results_dir",
+}  # fmt: skip
+
+
+def _imagenet(image_size, model, steps):
+    name = f"imagenet{image_size}-{model.lower()}"
+    return TrainConfig(
+        recipe=name, dataset="imagenet2012", model=model, image_size=image_size, num_classes=1000, steps=steps
+    )
+
+
+RECIPES = {
+    config.recipe: config
+    for config in (
+        # scikit-learn's handwritten digits in pixel space; minutes on two CPU cores.
+        TrainConfig(
+            recipe="digits",
+            dataset="digits",
+            model="XS",
+            image_size=8,
+            num_classes=10,
+            steps=1200,
+            global_batch_size=128,
+            learning_rate=1e-3,
+            ema_decay=0.999,
+            ema_warmup=True,
+            log_every=50,
+            sample_every=300,
+            ckpt_every=300,
+            keep_every=0,
+            sampler="ddim",
+            num_sampling_steps=50,
+        ),
+        # Table 7. Scores: not yet reproduced.
+        _imagenet(256, "S", 400_000),
+        _imagenet(256, "B", 400_000),
+        _imagenet(256, "L", 400_000),
+        _imagenet(256, "XL", 2_000_000),
+        _imagenet(512, "XL", 1_000_000),
+    )
+}
+
+
+def add_config_flags(parser):
+    """Adds `--recipe` and one flag per field of `TrainConfig` to an argument parser; unset means the recipe's value."""
+    parser.add_argument("--recipe", default="digits", choices=tuple(RECIPES), help="training recipe (default: digits)")
+    for field in dataclasses.fields(TrainConfig):
+        if field.name == "recipe":
+            continue
+        flag, text = "--" + field.name.replace("_", "-"), HELP[field.name]
+        if field.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            choices = CHOICES.get(field.name)
+            parser.add_argument(flag, type=field.type, choices=choices, default=None, help=text)
+
+
+def config_from_flags(options):
+    """The recipe named by parsed `options` with the flags that were given. Raises ValueError if they make no run."""
+    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(TrainConfig)}
+    changes = {name: value for name, value in given.items() if value is not None and name != "recipe"}
+    config = dataclasses.replace(RECIPES[options.recipe], **changes)
+    check_config(config)
+    return config
+
+
+def check_config(config):
+    """Raises ValueError, in one sentence, for a value that cannot be trained with."""
+    for name, lowest in (
+        ("image_size", 4), ("num_classes", 1), ("steps", 1), ("global_batch_size", 1), ("accumulation_steps", 1),
+        ("log_every", 1), ("sample_every", 0), ("ckpt_every", 1), ("keep_last", 1), ("keep_every", 0), ("cfg_scale", 0),
+        ("clip_norm", 0), ("weight_decay", 0), ("seed", 0),
+    ):  # fmt: skip
+        if not getattr(config, name) >= lowest:
+            raise ValueError(f"{name} must be at least {lowest}. Received: {getattr(config, name)}")
+    if not config.learning_rate > 0:
+        raise ValueError(f"learning_rate must be above 0. Received: {config.learning_rate}")
+    for name in ("ema_decay", "label_dropout"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must lie in [0, 1). Received: {getattr(config, name)}")
+    if not 1 <= config.num_sampling_steps <= 1000:
+        raise ValueError(f"num_sampling_steps must lie in [1, 1000]. Received: {config.num_sampling_steps}")
+    if config.global_batch_size % config.accumulation_steps:
+        raise ValueError(
+            f"global_batch_size must be divisible by accumulation_steps={config.accumulation_steps}. "
+            f"Received: {config.global_batch_size}"
+        )
+    for name, choices in CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}. Received: {getattr(config, name)!r}")
+
+
+def config_to_json(config):
+    """The config as JSON text."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def config_from_json(text):
+    """The inverse of `config_to_json`. Raises ValueError for other text."""
+    try:
+        return TrainConfig(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"This is no configuration of a run ({error}).") from None

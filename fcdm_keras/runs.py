@@ -1,0 +1,131 @@
+"""A run folder, and a run's model built from its configuration.
+
+runs/digits/
+  config.json       the resolved configuration          log.csv        step, loss, mse, vb, images_per_second
+  checkpoints/      what the run resumes from           loss.png       the loss curve
+  samples.png       the newest grid (all in samples/)   tensorboard/   the log for TensorBoard
+  preset/           the EMA weights as a KerasHub preset
+"""
+
+import os
+from pathlib import Path
+
+import keras
+
+from fcdm_keras import engine
+from fcdm_keras.autoencoders import Identity
+from fcdm_keras.backbone import FCDMBackbone
+from fcdm_keras.checkpoint import CheckpointManager
+from fcdm_keras.optimizers import AdamW
+from fcdm_keras.presets import MAY_CHANGE, MODEL_SIZES, config_from_json, config_to_json
+from fcdm_keras.tasks import ClassToImage
+from fcdm_keras.trainer import DiffusionTrainer
+
+CHANNELS = {"digits": 1}  # of the images of data sets that are trained in pixel space
+
+
+def open_run(config):
+    """Creates or re-opens the run folder of `config` and stores the configuration there.
+
+    Returns:
+        Path of the folder.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration.
+        OSError: the folder cannot be written to.
+    """
+    folder = Path(config.results_dir) / config.recipe
+    file = folder / "config.json"
+    if file.exists():
+        _check_same(config_from_json(file.read_text()), config, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / "config.json.tmp"
+        temporary.write_text(config_to_json(config))
+        os.replace(temporary, file)
+    except OSError as error:
+        raise OSError(f"The run folder {folder} cannot be written to: {error.strerror or error}.") from None
+    return folder
+
+
+def _check_same(stored, config, folder):
+    different = [
+        f"{name}={getattr(stored, name)!r} there, {getattr(config, name)!r} now"
+        for name in vars(stored)
+        if name not in MAY_CHANGE and getattr(stored, name) != getattr(config, name)
+    ]
+    if different:
+        raise ValueError(
+            f"{folder} holds a run of another configuration ({'; '.join(different)}): give the flags that it was "
+            "started with to resume it, or another --results-dir."
+        )
+
+
+def build_trainer(config):
+    """A compiled `DiffusionTrainer` with fresh weights, as `config` describes."""
+    engine.allow_tf32()
+    keras.utils.set_random_seed(config.seed % 2**32)
+    size = MODEL_SIZES[config.model]
+    backbone = FCDMBackbone(
+        size.hidden_channels,
+        size.depths,
+        num_classes=config.num_classes,
+        in_channels=CHANNELS.get(config.dataset, 4),
+        dtype=config.precision,
+    )
+    backbone.gradient_checkpointing = config.gradient_checkpointing
+    trainer = DiffusionTrainer(
+        backbone,
+        ema_decay=config.ema_decay,
+        ema_warmup=config.ema_warmup,
+        label_dropout=config.label_dropout,
+        label_dropout_mode=config.label_dropout_mode,
+        accumulation_steps=config.accumulation_steps,
+        seed=config.seed,
+    )
+    optimizer = AdamW(config.learning_rate, config.weight_decay, global_clipnorm=config.clip_norm or None)
+    compiles = keras.backend.backend() != "torch" or config.torch_compile
+    trainer.compile(optimizer, jit_compile="auto" if compiles else False)
+    return trainer
+
+
+def build_task(config, backbone):
+    """The task that samples from `backbone` in a run of `config`."""
+    return ClassToImage(backbone, Identity(backbone.in_channels), image_size=config.image_size)
+
+
+def export_preset(trainer, config, folder):
+    """Saves the EMA weights as a task preset in `folder`."""
+    backbone = FCDMBackbone.from_config({**trainer.backbone.get_config(), "dtype": "float32"})
+    trainer.ema.copy_to(backbone)
+    build_task(config, backbone).save_to_preset(str(folder))
+
+
+def load_task(source, autoencoder=None):
+    """A task from a run folder, a preset folder, `hf://…` or `kaggle://…`.
+
+    A run that is not finished gives the EMA weights of its newest checkpoint.
+
+    Args:
+        source: where the model is.
+        autoencoder: replaces the preset's, if given.
+
+    Raises:
+        FileNotFoundError: there is no model.
+    """
+    options = {} if autoencoder is None else {"autoencoder": autoencoder}
+    if "://" in str(source):
+        return ClassToImage.from_preset(str(source), **options)
+    source = Path(source)
+    for folder in (source / "preset", source):
+        if (folder / "config.json").exists() and (folder / "metadata.json").exists():
+            return ClassToImage.from_preset(str(folder), **options)
+    if (source / "config.json").exists() and (source / "checkpoints").is_dir():
+        config = config_from_json((source / "config.json").read_text())
+        trainer = build_trainer(config)
+        if CheckpointManager(source / "checkpoints").restore(trainer) is not None:
+            trainer.ema.copy_to(trainer.backbone)
+            return build_task(config, trainer.backbone)
+    raise FileNotFoundError(
+        f"There is no model at {source}: expected a run folder with a checkpoint or a preset folder with config.json."
+    )

@@ -1,0 +1,96 @@
+"""Samplers: from noise to latents, each one function that knows the network only as `predict(x_t, timesteps)`.
+
+`predict` gets x_t `(B, H, W, C)` and the *original* timesteps, int32 `(B,)`, and returns `(B, H, W, 2C)`: noise and v.
+Time runs from T − 1 down to 0.
+"""
+
+from keras import ops
+
+from fcdm_keras import randomness
+
+
+def ddpm(predict, noise, diffusion, step_noise=None, *, clip_denoised=False, seed=(0, 0), indices=None):
+    """Ancestral sampling (DDPM algorithm 2, with iDDPM's learned variance).
+
+    Args:
+        predict: the network, see above.
+        noise: x_T, standard normal `(B, H, W, C)`.
+        diffusion: a `GaussianDiffusion`; its `num_timesteps` is the number of steps.
+        step_noise: `(steps, B, H, W, C)` in the order used, in place of drawn noise. The last step adds none.
+        clip_denoised: clip x̂_0 to [−1, 1] at each step (for pixels, not for latents).
+        seed: words of `randomness.seed_words`, for drawn noise.
+        indices: int `(B,)`, the images' indices: image i gets the same noise in any batch. Default 0 … B − 1.
+
+    Returns:
+        x_0, float32 `(B, H, W, C)`.
+    """
+    draw = _step_noise(step_noise, noise, seed, indices)
+
+    def step(x_t, timesteps, k):
+        output = predict(x_t, original_timesteps(diffusion, timesteps))
+        p = diffusion.p_mean_variance(output, x_t, timesteps, clip_denoised)
+        noisy = ops.cast(k < diffusion.num_timesteps - 1, "float32")
+        return p["mean"] + noisy * ops.exp(0.5 * p["log_variance"]) * draw(k)
+
+    return _descend(step, noise, diffusion)
+
+
+def ddim(predict, noise, diffusion, step_noise=None, *, eta=0.0, clip_denoised=False, seed=(0, 0), indices=None):
+    """DDIM (Song et al., arXiv:2010.02502, eq. 12).
+
+    Args:
+        predict, noise, diffusion, step_noise, clip_denoised, seed, indices: as in `ddpm`.
+        eta: η of eq. 16. 0 is deterministic, 1 is as noisy as the ancestral sampler.
+
+    Returns:
+        x_0, float32 `(B, H, W, C)`.
+    """
+    from fcdm_keras.diffusion import gather
+
+    draw = _step_noise(step_noise, noise, seed, indices) if eta else None
+
+    def step(x_t, timesteps, k):
+        output = predict(x_t, original_timesteps(diffusion, timesteps))
+        latents = diffusion.p_mean_variance(output, x_t, timesteps, clip_denoised)["pred_latents"]
+        epsilon = diffusion.predict_noise(x_t, timesteps, latents)
+        alpha_bar = gather(diffusion.alphas_cumprod, timesteps)
+        alpha_bar_prev = gather(diffusion.alphas_cumprod_prev, timesteps)
+        sigma = eta * ops.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev))
+        mean = ops.sqrt(alpha_bar_prev) * latents + ops.sqrt(1 - alpha_bar_prev - sigma**2) * epsilon
+        return mean + sigma * draw(k) if eta else mean  # ᾱ_prev = 1 at the last step, so σ = 0 there
+
+    return _descend(step, noise, diffusion)
+
+
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
+
+
+def original_timesteps(diffusion, timesteps):
+    """Indices of the respaced process to those that the network was trained with, int32 `(B,)`."""
+    return ops.take(ops.convert_to_tensor(diffusion.timesteps, "int32"), timesteps, axis=0)
+
+
+def _descend(step, noise, diffusion):
+    """Runs `step(x_t, timesteps, k)` for k = 0 … T − 1 in one loop that compiles to one loop."""
+    steps = diffusion.num_timesteps
+    batch = ops.shape(noise)[0]
+
+    def body(k, x_t):
+        timesteps = ops.broadcast_to(ops.cast(steps - 1 - k, "int32"), (batch,))
+        return step(x_t, timesteps, k)
+
+    return ops.fori_loop(0, steps, body, ops.cast(noise, "float32"))
+
+
+def _step_noise(step_noise, noise, seed, indices):
+    """`draw(k)`: the noise of step k, given or drawn from (seed, k, image index)."""
+    shape = tuple(noise.shape)
+    if step_noise is not None:
+        step_noise = ops.convert_to_tensor(step_noise, "float32")
+        return lambda k: ops.take(step_noise, k, axis=0)
+    indices = ops.arange(ops.shape(noise)[0]) if indices is None else indices
+
+    def draw(k):
+        return randomness.normal(randomness.sample_keys(seed, randomness.STEP_NOISE, k, indices), shape[1:])
+
+    return draw

@@ -1,0 +1,186 @@
+"""Tasks: a backbone, an autoencoder and a sampler together, from condition to uint8 images."""
+
+import secrets
+
+import keras
+import numpy as np
+from keras import ops
+from tqdm import tqdm
+
+from fcdm_keras import engine, guidance, randomness
+from fcdm_keras.autoencoders import Identity, to_uint8
+from fcdm_keras.backbone import FCDMBackbone
+from fcdm_keras.diffusion import GaussianDiffusion
+from fcdm_keras.hub import keras_hub
+from fcdm_keras.layers import PACKAGE
+from fcdm_keras.samplers import SAMPLERS
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class ClassToImage(keras_hub.models.Task):
+    """Draws images of classes.
+
+    Args:
+        backbone: an `FCDMBackbone` with `ClassConditioning`.
+        autoencoder: see `fcdm_keras.autoencoders`; default `Identity` (pixels).
+        image_size: side of the images in pixels, or (height, width).
+
+    Raises:
+        ValueError: if the autoencoder's latents do not fit the backbone.
+
+    Example:
+
+    ```python
+    task = ClassToImage.from_preset("runs/digits/preset")
+    images = task.generate([3, 1, 4], num_steps=50, guidance_scale=1.5, seed=0, sampler="ddim")  # uint8 (3, 8, 8, 1)
+    ```
+    """
+
+    backbone_cls = FCDMBackbone
+
+    def __init__(self, backbone, autoencoder=None, image_size=256, **kwargs):
+        kwargs.pop("preprocessor", None)
+        autoencoder = autoencoder or Identity(backbone.in_channels)
+        if autoencoder.latent_channels != backbone.in_channels:
+            raise ValueError(
+                f"The backbone takes {backbone.in_channels} channels. "
+                f"Received: an autoencoder with {autoencoder.latent_channels}"
+            )
+        super().__init__(compile=False, **kwargs)
+        self.backbone = backbone
+        self.autoencoder = autoencoder
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self._latent_shape(self.image_size)
+        self._compiled = {}
+
+    def generate(
+        self,
+        labels,
+        num_steps=250,
+        guidance_scale=1.5,
+        seed=None,
+        sampler="ddpm",
+        *,
+        eta=0.0,
+        guidance_channels="all",
+        batch_size=64,
+        image_size=None,
+        first_index=0,
+        weights=None,
+        verbose=False,
+    ):
+        """Draws one image per label.
+
+        Image i depends on (seed, first_index + i) and not on the other images or on the batch size.
+
+        Args:
+            labels: an integer or integers `(N,)` in [0, num_classes].
+            num_steps: sampling steps, 1 … 1000.
+            guidance_scale: classifier-free guidance s ≥ 0; 1 is none and halves the cost.
+            seed: integer in [0, 2⁶⁴); `None` draws one.
+            sampler: `"ddpm"` or `"ddim"`.
+            eta: η of DDIM.
+            guidance_channels: `"all"` or `"first_three"`, see `fcdm_keras.guidance`.
+            batch_size: images drawn at once.
+            image_size: side in pixels, or (height, width), if not the task's own; the network is fully convolutional.
+            first_index: index of the first image.
+            weights: values to use in place of the backbone's trainable weights, such as `EMA.values()`.
+            verbose: show a progress bar.
+
+        Returns:
+            uint8 array `(N, H, W, channels)`.
+
+        Raises:
+            ValueError: for arguments out of range, before anything is computed.
+        """
+        labels = np.atleast_1d(np.asarray(labels))
+        self.backbone.conditioning.check(labels)
+        guidance.check_scale(guidance_scale)
+        if isinstance(num_steps, bool) or not isinstance(num_steps, (int, np.integer)) or not 1 <= num_steps <= 1000:
+            raise ValueError(f"num_steps must be an integer in [1, 1000]. Received: {num_steps!r}")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}. Received: {sampler!r}")
+        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise ValueError(f"batch_size must be a positive integer. Received: {batch_size!r}")
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1]. Received: {eta}")
+        words = randomness.seed_words(secrets.randbits(64) if seed is None else seed)
+        sizes = self.image_size if image_size is None else image_size
+        shape = self._latent_shape((sizes, sizes) if isinstance(sizes, int) else tuple(sizes))
+        guided = guidance_scale != 1
+        run = self._compiled_sampler(int(num_steps), sampler, float(eta), guided, guidance_channels, shape)
+        weights = [v.value for v in self.backbone.trainable_variables] if weights is None else list(weights)
+
+        size = min(int(batch_size), len(labels))
+        images = []
+        for start in tqdm(range(0, len(labels), size or 1), desc="sampling", unit="batch", disable=not verbose):
+            # A short last batch is filled up, so that the loop is compiled once.
+            places = np.minimum(np.arange(start, start + size), len(labels) - 1)
+            latents = run(
+                weights,
+                ops.convert_to_tensor(labels[places], "int32"),
+                ops.convert_to_tensor(first_index + places, "int32"),
+                ops.convert_to_tensor(guidance_scale, "float32"),
+                *randomness.word_tensors(words),
+            )
+            images.append(ops.convert_to_numpy(to_uint8(self.autoencoder.decode(latents))))
+        empty = np.zeros((0, *(side * self.autoencoder.downsampling_factor for side in shape[:2]), shape[2]), "uint8")
+        return np.concatenate([empty, *images])[: len(labels)] if images else empty
+
+    def predict(self, x, batch_size=64, verbose="auto", **options):
+        """As `generate(x, batch_size=batch_size, …)`, in the form of `keras.Model.predict`.
+
+        Args:
+            x: integer labels `(N,)`.
+            batch_size: images drawn at once.
+            verbose: show a progress bar; `"auto"` does.
+            **options: the other arguments of `generate`.
+
+        Returns:
+            uint8 array `(N, H, W, channels)`.
+        """
+        return self.generate(x, batch_size=batch_size, verbose=bool(verbose), **options)
+
+    def _compiled_sampler(self, num_steps, sampler, eta, guided, channels, shape):
+        """The whole sampling loop for one set of options as one compiled function, kept for the next call."""
+        key = (num_steps, sampler, eta, guided, channels, shape)
+        if key in self._compiled:
+            return self._compiled[key]
+        diffusion = GaussianDiffusion(str(num_steps))
+        options = {"clip_denoised": self.autoencoder.clip_denoised}
+        if sampler == "ddim":
+            options["eta"] = eta
+        name = self.backbone.conditioning.input_name
+
+        def denoise(x_t, timesteps, condition):
+            return self.backbone({"x_t": x_t, "timesteps": timesteps, name: condition}, training=False)
+
+        def sample(condition, indices, guidance_scale, *seed):
+            noise = randomness.normal(randomness.sample_keys(seed, randomness.INITIAL_NOISE, 0, indices), shape)
+            null = self.backbone.conditioning.null(condition.shape[0])
+            scale = guidance_scale if guided else 1.0
+            predict = guidance.guide(denoise, condition, null, scale, channels)
+            return SAMPLERS[sampler](predict, noise, diffusion, seed=seed, indices=indices, **options)
+
+        self._compiled[key] = engine.compiled(sample, self.backbone.trainable_variables)
+        return self._compiled[key]
+
+    def _latent_shape(self, image_size):
+        step = 4 * self.autoencoder.downsampling_factor
+        if len(image_size) != 2 or any(side < step or side % step for side in image_size):
+            raise ValueError(f"Image height and width must be multiples of {step}. Received: {image_size}")
+        factor = self.autoencoder.downsampling_factor
+        return (image_size[0] // factor, image_size[1] // factor, self.backbone.in_channels)
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("preprocessor")
+        autoencoder = keras.saving.serialize_keras_object(self.autoencoder)
+        return {**config, "autoencoder": autoencoder, "image_size": list(self.image_size)}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if isinstance(config.get("autoencoder"), dict):
+            config["autoencoder"] = keras.saving.deserialize_keras_object(config["autoencoder"])
+        return super().from_config(config)

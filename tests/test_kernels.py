@@ -1,0 +1,213 @@
+"""The fast kernels against a float64 NumPy oracle and against plain Keras operations, values and gradients."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from fcdm_keras import kernels
+
+BACKEND = keras.backend.backend()
+# (B, H, W, C, k): H ≠ W, C not a multiple of 4, feature maps smaller than the kernel, more than one tile of columns.
+SHAPES = [(2, 5, 9, 6, 3), (3, 6, 4, 7, 5), (2, 8, 8, 16, 7), (1, 2, 3, 5, 7), (1, 3, 41, 3, 7), (2, 4, 4, 3, 1)]
+TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 3e-3}
+
+
+def oracle(x, kernel, upstream):
+    """Output, input gradient and kernel gradient in float64, straight from the definition."""
+    size, (height, width) = kernel.shape[0], x.shape[1:3]
+    margin = size // 2
+    padding = ((0, 0), (margin, margin), (margin, margin), (0, 0))
+    padded, padded_gradient = np.pad(x, padding), np.zeros_like(np.pad(x, padding))
+    y, kernel_gradient = np.zeros_like(x), np.zeros_like(kernel)
+    for i in range(size):
+        for j in range(size):
+            window = (slice(None), slice(i, i + height), slice(j, j + width))
+            y += padded[window] * kernel[i, j, :, 0]
+            padded_gradient[window] += upstream * kernel[i, j, :, 0]
+            kernel_gradient[i, j, :, 0] = np.sum(padded[window] * upstream, axis=(0, 1, 2))
+    return y, padded_gradient[:, margin : margin + height, margin : margin + width], kernel_gradient
+
+
+def value_and_gradients(function, arguments, upstream, dtype="float32", compiled=False):
+    """`function(*arguments)` and the gradients of `Σ upstream · output` to all arguments, as float64 NumPy arrays."""
+    arguments = [ops.convert_to_tensor(a, dtype=dtype) for a in arguments]
+    upstream = ops.convert_to_tensor(upstream, dtype=dtype)
+    results = globals()[f"_{BACKEND}_gradients"](function, arguments, upstream, compiled)
+    return [ops.convert_to_numpy(ops.cast(r, "float32")).astype("float64") for r in results]
+
+
+def _jax_gradients(function, arguments, upstream, compiled):
+    import jax
+
+    def run(*arguments):
+        y, pull_back = jax.vjp(function, *arguments)
+        return y, *pull_back(upstream.astype(y.dtype))
+
+    return (jax.jit(run) if compiled else run)(*arguments)
+
+
+def _torch_gradients(function, arguments, upstream, compiled):
+    import torch
+
+    arguments = [a.detach().requires_grad_() for a in arguments]
+    # "aot_eager" traces forward and backward as torch.compile does, without a C++ compiler.
+    y = (torch.compile(function, backend="aot_eager") if compiled else function)(*arguments)
+    y.backward(upstream.to(y.dtype))
+    return y.detach(), *(a.grad for a in arguments)
+
+
+def _tensorflow_gradients(function, arguments, upstream, compiled):
+    import tensorflow as tf
+
+    def run(*arguments):
+        with tf.GradientTape() as tape:
+            tape.watch(arguments)
+            y = function(*arguments)
+        return y, *tape.gradient(y, arguments, tf.cast(upstream, y.dtype))
+
+    return (tf.function(run, jit_compile=compiled == "xla") if compiled else run)(*arguments)
+
+
+def example(shape, seed=0):
+    batch, height, width, channels, size = shape
+    rng = np.random.default_rng(seed)
+    # Multiples of 1/64 below 2 are exact in bfloat16: only the arithmetic is tested, not the rounding of the inputs.
+    x, upstream = rng.integers(-127, 128, (2, batch, height, width, channels)) / 64
+    return x, rng.integers(-127, 128, (size, size, channels, 1)) / 64, upstream
+
+
+def assert_close(actual, expected, dtype="float32"):
+    for name, a, e in zip(("output", "input gradient", "kernel gradient"), actual, expected, strict=False):
+        scale = np.abs(e).max() or 1.0
+        np.testing.assert_allclose(a / scale, e / scale, rtol=0, atol=TOLERANCE[dtype], err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_depthwise_conv_against_float64(shape, dtype):
+    x, kernel, upstream = example(shape)
+    actual = value_and_gradients(kernels.depthwise_conv, (x, kernel), upstream, dtype)
+    assert_close(actual, oracle(x, kernel, upstream), dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
+def test_depthwise_conv_against_plain(shape):
+    x, kernel, upstream = example(shape)
+    plain = value_and_gradients(
+        lambda x, kernel: kernels.depthwise_conv(x, kernel, implementation="plain"), (x, kernel), upstream
+    )
+    assert_close(value_and_gradients(kernels.depthwise_conv, (x, kernel), upstream), plain)
+    layer = keras.layers.DepthwiseConv2D(shape[-1], padding="same", use_bias=False, data_format="channels_last")
+    layer.build(x.shape)
+    layer.set_weights([kernel])
+    assert_close([ops.convert_to_numpy(layer(x))], plain[:1])
+
+
+@pytest.mark.parametrize("compiled", ["xla", "graph"] if BACKEND == "tensorflow" else ["jit"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_depthwise_conv_compiled(compiled, dtype):
+    x, kernel, upstream = example((2, 6, 10, 8, 7))
+    actual = value_and_gradients(kernels.depthwise_conv, (x, kernel), upstream, dtype, compiled)
+    assert_close(actual, oracle(x, kernel, upstream), dtype)
+
+
+def test_depthwise_conv_recomputed():
+    x, kernel, upstream = example((2, 6, 10, 8, 7))
+    compiled = "xla" if BACKEND == "tensorflow" else BACKEND == "jax"
+    actual = value_and_gradients(keras.remat(kernels.depthwise_conv), (x, kernel), upstream, compiled=compiled)
+    assert_close(actual, oracle(x, kernel, upstream))
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow traces with unknown sizes")
+@pytest.mark.parametrize("compiled", [None, True])
+def test_depthwise_conv_with_unknown_sizes(compiled):
+    import tensorflow as tf
+
+    def run(x, kernel, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch((x, kernel))
+            y = kernels.depthwise_conv(x, kernel)
+        return y, *tape.gradient(y, (x, kernel), upstream)
+
+    maps = tf.TensorSpec((None, None, None, 6), tf.float32)
+    run = tf.function(run, [maps, tf.TensorSpec((7, 7, 6, 1), tf.float32), maps], jit_compile=compiled)
+    for shape in ((2, 5, 9, 6, 7), (1, 8, 40, 6, 7)):
+        x, kernel, upstream = example(shape)
+        actual = run(*(tf.constant(a, tf.float32) for a in (x, kernel, upstream)))
+        assert_close([a.numpy() for a in actual], oracle(x, kernel, upstream))
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX partitions one program over devices here")
+def test_depthwise_conv_keeps_the_batch_sharded():
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+    batch = NamedSharding(mesh, PartitionSpec("batch"))
+    devices = len(mesh.devices)
+    x, kernel, upstream = example((2 * devices, 4, 4, 8, 3))
+
+    def gradients(x, kernel, upstream):
+        y, pull_back = jax.vjp(kernels.depthwise_conv, x, kernel)
+        return y, *pull_back(upstream)
+
+    arguments = [jax.device_put(a.astype("float32"), s) for a, s in ((x, batch), (kernel, None), (upstream, batch))]
+    compiled = jax.jit(gradients).lower(*arguments).compile()
+    assert "all-gather" not in compiled.as_text()
+    assert_close([np.asarray(a) for a in compiled(*arguments)], oracle(x, kernel, upstream))
+
+
+@pytest.mark.parametrize(
+    "x_shape, kernel_shape, implementation, message",
+    [
+        ((1, 4, 4, 8), (4, 4, 8, 1), "auto", "kernel size 4, expected an odd"),
+        ((1, 4, 4, 8), (3, 3, 6, 1), "auto", "x with 8 channels and kernel with 6"),
+        ((1, 4, 4, 8), (3, 5, 8, 1), "auto", r"expected \(k, k, C, 1\)"),
+        ((1, 4, 4, 8), (3, 3, 8, 2), "auto", r"expected \(k, k, C, 1\)"),
+        ((4, 4, 8), (3, 3, 8, 1), "auto", r"expected \(B, H, W, C\)"),
+        ((1, 4, 4, 8), (3, 3, 8, 1), "quick", "Received: implementation='quick'"),
+    ],
+)
+def test_depthwise_conv_says_what_is_wrong(x_shape, kernel_shape, implementation, message):
+    with pytest.raises(ValueError, match=message):
+        kernels.depthwise_conv(ops.zeros(x_shape), ops.zeros(kernel_shape), implementation)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gelu(compiled):
+    x = np.linspace(-12, 12, 4001)
+    cdf = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in x])
+    density = np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    y, gradient = value_and_gradients(kernels.gelu, (x,), np.ones_like(x), compiled=compiled)
+    np.testing.assert_allclose(y, x * cdf, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(gradient, cdf + x * density, rtol=0, atol=2e-6)
+    y, gradient = value_and_gradients(kernels.gelu, (x,), np.ones_like(x), "bfloat16", compiled)
+    np.testing.assert_allclose(y, x * cdf, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(gradient, cdf + x * density, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_layer_norm(compiled, offset):
+    rng = np.random.default_rng(1)
+    x, upstream = rng.normal(size=(2, 2, 3, 5, 24)).astype("float32").astype("float64")
+    x = (x + offset).astype("float32").astype("float64")
+    centred = x - x.mean(-1, keepdims=True)
+    inverse = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    expected = centred * inverse
+    projection = upstream - upstream.mean(-1, keepdims=True) - expected * (upstream * expected).mean(-1, keepdims=True)
+    y, gradient = value_and_gradients(kernels.layer_norm, (x,), upstream, compiled=compiled)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6 if offset == 0 else 1e-4)
+    np.testing.assert_allclose(gradient, inverse * projection, rtol=0, atol=1e-5 if offset == 0 else 1e-3)
+
+
+def test_layer_norm_of_bfloat16_is_float32():
+    x = ops.convert_to_tensor(np.random.default_rng(2).normal(size=(2, 3, 3, 64)), dtype="bfloat16")
+    y = kernels.layer_norm(x)
+    assert keras.backend.standardize_dtype(y.dtype) == "float32"
+    x = ops.convert_to_numpy(ops.cast(x, "float32")).astype("float64")
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(ops.convert_to_numpy(y), expected, atol=1e-5)

@@ -1,0 +1,149 @@
+"""Train a class-conditional FCDM.
+
+    KERAS_BACKEND=jax python train_imagenet.py                          # the embedded recipe `digits`, minutes on a CPU
+    KERAS_BACKEND=jax python train_imagenet.py --recipe imagenet256-xl  # the paper's settings (table 7)
+
+The same command resumes a run that was stopped at any moment. Every field of a recipe is a flag; see --help.
+"""
+
+import argparse
+import json
+import sys
+import time
+
+from fcdm_keras.presets import add_config_flags, config_from_flags, config_to_json
+
+SCORED_SAMPLES = 500
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add_config_flags(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    options = parser.parse_args(arguments)
+    try:
+        config = config_from_flags(options)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.dry_run:
+        print(config_to_json(config), end="")
+        sys.exit()
+    if config.dataset != "digits":
+        parser.error(
+            f"recipe {config.recipe} needs latents of {config.dataset}, whose loader is not part of this version yet; "
+            "the embedded recipe is `digits`."
+        )
+    if len(sys.argv) == 1:
+        print(
+            "No recipe given: training `digits` (1,297 real handwritten digits, pixel space), a few minutes on a CPU.\n"
+            "For ImageNet: python train_imagenet.py --recipe imagenet256-xl; all recipes and flags: --help.\n"
+        )
+    return config
+
+
+def train(config):
+    """Trains `config` to its last step, resuming what is there. Returns (trainer, task, run folder)."""
+    import keras
+
+    from fcdm_keras import callbacks, runs
+    from fcdm_keras.checkpoint import CheckpointManager
+    from fcdm_keras.data.batches import training_batches
+    from fcdm_keras.data.digits import load_digits
+    from fcdm_keras.plots import plot_losses
+
+    folder = runs.open_run(config)
+    manager = CheckpointManager(folder / "checkpoints", config.keep_last, config.keep_every)
+    images, labels = load_digits("train")
+    trainer = runs.build_trainer(config)
+    start = manager.restore(trainer) or 0
+    task = runs.build_task(config, trainer.backbone)
+    print(
+        f"{folder}: FCDM-{config.model}, {trainer.backbone.count_params():,} parameters, Keras {keras.__version__} on "
+        f"{keras.backend.backend()}, {config.steps:,} steps of {config.global_batch_size} images"
+        + (f", resumed at step {start:,}" if start else "")
+    )
+    if start < config.steps:
+        progress = callbacks.Progress(config.steps)
+        writers = [
+            callbacks.CSVWriter(folder / "log.csv", start),
+            callbacks.TensorBoardWriter(folder / "tensorboard", start),
+            progress,
+        ]
+        sampling = {
+            "num_steps": config.num_sampling_steps,
+            "guidance_scale": config.cfg_scale,
+            "sampler": config.sampler,
+            "seed": config.seed,
+            "batch_size": 100,
+        }
+        grid_labels = [label for label in range(min(10, config.num_classes)) for _ in range(10)]
+        trainer.fit(
+            training_batches(images, labels, config.global_batch_size, config.steps, config.seed, start),
+            steps_per_epoch=config.steps - start,
+            verbose=0,
+            shuffle=False,
+            callbacks=[
+                callbacks.StepLog(config.log_every, config.global_batch_size, writers),
+                callbacks.StopOnNonFinite(),
+                callbacks.Checkpoint(manager, config.ckpt_every),
+                callbacks.SampleGrid(task, grid_labels, folder, config.sample_every, **sampling),
+                progress,
+            ],
+        )
+        plot_losses(folder / "log.csv", folder / "loss.png")
+        runs.export_preset(trainer, config, folder / "preset")
+    return trainer, task, folder
+
+
+def score(config, trainer, task):
+    """Draws digits with the EMA weights and scores them."""
+    import numpy as np
+
+    from fcdm_keras.evaluation.digits import score_digits
+
+    labels = np.arange(SCORED_SAMPLES) % config.num_classes
+    drawn = task.generate(
+        labels,
+        num_steps=config.num_sampling_steps,
+        guidance_scale=config.cfg_scale,
+        sampler=config.sampler,
+        seed=config.seed + 1,
+        batch_size=100,
+        weights=trainer.ema.values(),
+        verbose=True,
+    )
+    return score_digits(drawn, labels)
+
+
+def main(arguments=None):
+    began = time.perf_counter()
+    config = parse(arguments)
+    try:
+        trainer, task, folder = train(config)
+        scores = score(config, trainer, task)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command resumes from the last checkpoint.")
+    scores["seconds"] = round(time.perf_counter() - began, 1)
+    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    print(
+        f"\n{SCORED_SAMPLES} digits drawn with guidance {config.cfg_scale} ({config.sampler}, {config.num_sampling_steps} steps)"
+    )
+    print(
+        f"  read as the digit asked for   {scores['agreement']:.1%}  (classifier on real digits: {scores['classifier_accuracy']:.1%})"
+    )
+    print(f"  Fréchet distance, pixels      {scores['frechet']:.3f}  (real digits: {scores['frechet_real']:.3f})")
+    print(
+        f"  nearest training digit        {scores['nearest_train']:.3f}  (real digits: {scores['nearest_train_real']:.3f})"
+    )
+    print(f"  copies of training digits     {scores['copies']:.1%}")
+    print(
+        f"  {scores['seconds']:.0f} s in all; everything is in {folder}/ (samples.png, loss.png, log.csv, scores.json, preset/)"
+    )
+
+
+if __name__ == "__main__":
+    main()
