@@ -4,10 +4,6 @@ Names are imported on first use, so that `import fcdm_keras` and every `--help` 
 """
 
 import importlib
-import os
-
-# TensorFlow, which KerasHub imports under every backend, otherwise opens with a page of notes.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if os.environ.get("KERAS_BACKEND") == "tensorflow" else "3")
 
 __version__ = "0.1.0"
 

@@ -8,10 +8,8 @@ samplers whether latents lie in [−1, 1] and may be clipped there.
 import keras
 from keras import ops
 
-from fcdm_keras.layers import PACKAGE
 
-
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable("fcdm_keras")
 class Identity(keras.layers.Layer):
     """Diffusion in pixel space: latents are the images.
 

@@ -2,14 +2,14 @@
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 from fcdm_keras.conditioning import ClassConditioning
 from fcdm_keras.hub import keras_hub
-from fcdm_keras.layers import PACKAGE, Downsample, FCDMBlock, FinalLayer, TimestepEmbedding, Upsample
+from fcdm_keras.layers import Downsample, FCDMBlock, FinalLayer, TimestepEmbedding, Upsample, conv, linear
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable("fcdm_keras")
 class FCDMBackbone(keras_hub.models.Backbone):
     """Fully convolutional diffusion network with a swappable conditioning module.
 
@@ -73,29 +73,21 @@ class FCDMBackbone(keras_hub.models.Backbone):
             )
         self.conditioning.widths = self.widths
         self.time_embeddings = [TimestepEmbedding(w, name=f"time_embedding_{i}") for i, w in enumerate(self.widths, 1)]
-        self.x_embedder = self._conv(width_1, 3, "x_embedder")
+        self.x_embedder = conv(width_1, dtype=self.dtype_policy, name="x_embedder")
         self.encoder_1 = self._blocks(depths[0], "encoder_1")
         self.down_1 = Downsample(width_2, dtype=self.dtype_policy, name="down_1")
         self.encoder_2 = self._blocks(depths[1], "encoder_2")
         self.down_2 = Downsample(width_3, dtype=self.dtype_policy, name="down_2")
         self.middle = self._blocks(depths[2], "middle")
         self.up_2 = Upsample(width_2, dtype=self.dtype_policy, name="up_2")
-        self.merge_2 = self._dense(width_2, "merge_2")
+        self.merge_2 = linear(width_2, dtype=self.dtype_policy, name="merge_2")
         self.decoder_2 = self._blocks(depths[3], "decoder_2")
         self.up_1 = Upsample(width_1, dtype=self.dtype_policy, name="up_1")
-        self.merge_1 = self._dense(width_1, "merge_1")
+        self.merge_1 = linear(width_1, dtype=self.dtype_policy, name="merge_1")
         self.decoder_1 = self._blocks(depths[4], "decoder_1")
-        self.output_layer = self._conv(width_1, 3, "output_layer")
+        self.output_layer = conv(width_1, dtype=self.dtype_policy, name="output_layer")
         self.final_layer = FinalLayer(self.out_channels, name="final_layer")
         self.build()
-
-    def _conv(self, channels, kernel_size, name):
-        return layers.Conv2D(
-            channels, kernel_size, padding="same", data_format="channels_last", dtype=self.dtype_policy, name=name
-        )
-
-    def _dense(self, channels, name):
-        return layers.Dense(channels, dtype=self.dtype_policy, name=name)
 
     def _blocks(self, depth, name):
         return [

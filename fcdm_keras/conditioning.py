@@ -15,10 +15,10 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from fcdm_keras.layers import PACKAGE
+from fcdm_keras.initializers import Normal
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable("fcdm_keras")
 class ClassConditioning(layers.Layer):
     """One table of label embeddings per width; the last row of each is the null class.
 
@@ -43,7 +43,7 @@ class ClassConditioning(layers.Layer):
             self.add_weight(
                 name=f"table_{level}",
                 shape=(self.num_classes + 1, width),
-                initializer=keras.initializers.RandomNormal(stddev=0.02),
+                initializer=Normal(0.02),
             )
             for level, width in enumerate(self.widths, start=1)
         ]

@@ -1,13 +1,13 @@
 """Exponential moving average of a model's weights: float32, and never swapped into the model that trains."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from fcdm_keras import engine
-from fcdm_keras.layers import PACKAGE
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable("fcdm_keras")
 class EMA(keras.layers.Layer):
     """Keeps `average ← decay · average + (1 − decay) · weight` for each trainable weight of a built model.
 
@@ -29,17 +29,14 @@ class EMA(keras.layers.Layer):
         self._sources = tuple(model.trainable_variables)  # a tuple, so that Keras does not track them as our own
         self.averages = [
             self.add_weight(
-                name=source.path.replace("/", "_"), shape=source.shape, initializer="zeros", trainable=False
+                name=source.path.replace("/", "_"),
+                shape=source.shape,
+                initializer=lambda shape, dtype, source=source: _copied(source),
+                trainable=False,
             )
             for source in self._sources
         ]
         self.built = True
-        self.reset()
-
-    def reset(self):
-        """Sets every average to its weight's present value."""
-        for average, source in zip(self.averages, self._sources, strict=True):
-            average.assign(ops.cast(source.value, "float32") * 1.0)  # a copy: JAX donates the original
 
     def update(self, step):
         """Moves every average once; `step` is the number of updates so far, this one included (int or scalar tensor)."""
@@ -57,3 +54,8 @@ class EMA(keras.layers.Layer):
         """Assigns the averages to another model of the same architecture."""
         for average, target in zip(self.averages, model.trainable_variables, strict=True):
             target.assign(ops.cast(average.value, target.dtype) * 1)
+
+
+def _copied(variable):
+    """The value in memory of its own: JAX donates the variable's buffer to the training step."""
+    return ops.convert_to_tensor(np.array(ops.convert_to_numpy(variable)), "float32")

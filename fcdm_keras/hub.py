@@ -1,19 +1,37 @@
 """KerasHub, imported without letting TensorFlow take the GPUs that another backend needs.
 
 KerasHub imports TensorFlow wherever it is installed, and TensorFlow takes all memory of every GPU it sees at its first
-operation. Under JAX and PyTorch the GPUs are therefore hidden from it first. Everything that needs KerasHub imports it
-from here.
+operation. Under JAX and PyTorch the GPUs are therefore hidden from it first, and its start-up notes, which no log level
+turns off, are kept from the terminal. Everything that needs KerasHub imports it from here.
 """
 
+import contextlib
 import importlib.util
+import os
 
 import keras
 
+
+@contextlib.contextmanager
+def _quiet():
+    """Sends what native code writes to stderr to nowhere; Python's exceptions are unaffected."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
 if keras.backend.backend() != "tensorflow" and importlib.util.find_spec("tensorflow") is not None:
-    import tensorflow as tf
+    with _quiet():
+        import tensorflow
 
-    tf.config.set_visible_devices([], "GPU")
-
-import keras_hub  # noqa: E402
+        tensorflow.config.set_visible_devices([], "GPU")
+        import keras_hub
+else:
+    import keras_hub
 
 __all__ = ["keras_hub"]

@@ -11,11 +11,21 @@ import keras
 from keras import layers, ops
 
 from fcdm_keras import kernels
+from fcdm_keras.initializers import Normal, XavierUniform
 
-PACKAGE = "fcdm_keras"
+
+def linear(units, **options):
+    """A `Dense` over the last axis, Xavier-uniform; on feature maps it is the 1×1 convolution."""
+    return layers.Dense(units, **{"kernel_initializer": XavierUniform(), **options})
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+def conv(channels, **options):
+    """A 3×3 convolution that keeps the size, Xavier-uniform."""
+    options = {"kernel_initializer": XavierUniform(), **options}
+    return layers.Conv2D(channels, 3, padding="same", data_format="channels_last", **options)
+
+
+@keras.saving.register_keras_serializable("fcdm_keras")
 class DepthwiseConv(layers.Layer):
     """Depthwise k×k convolution with bias, stride 1 and zero padding.
 
@@ -35,7 +45,7 @@ class DepthwiseConv(layers.Layer):
     def build(self, input_shape):
         channels = input_shape[-1]
         self.kernel = self.add_weight(
-            name="kernel", shape=(self.kernel_size, self.kernel_size, channels, 1), initializer="glorot_uniform"
+            name="kernel", shape=(self.kernel_size, self.kernel_size, channels, 1), initializer=XavierUniform()
         )
         self.bias = self.add_weight(name="bias", shape=(channels,), initializer="zeros")
 
@@ -50,7 +60,7 @@ class DepthwiseConv(layers.Layer):
         return {**super().get_config(), "kernel_size": self.kernel_size}
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable("fcdm_keras")
 class GRN(layers.Layer):
     """Global response normalization (ConvNeXt V2), `(B, H, W, C)` → `(B, H, W, C)`.
 
@@ -75,7 +85,7 @@ class GRN(layers.Layer):
         return input_shape
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable("fcdm_keras")
 class FCDMBlock(layers.Layer):
     """ConvNeXt block with adaLN-zero conditioning (figure 3b).
 
@@ -101,9 +111,9 @@ class FCDMBlock(layers.Layer):
     def build(self, input_shape, conditioning_shape=None):
         width = input_shape[-1]
         hidden = int(self.expansion_ratio * width)
-        self.adaln = _zero_dense(3 * width, name="adaln")
-        self.pwconv1 = layers.Dense(hidden, dtype=self.dtype_policy, name="pwconv1")
-        self.pwconv2 = layers.Dense(width, dtype=self.dtype_policy, name="pwconv2")
+        self.adaln = linear(3 * width, kernel_initializer="zeros", dtype="float32", name="adaln")
+        self.pwconv1 = linear(hidden, dtype=self.dtype_policy, name="pwconv1")
+        self.pwconv2 = linear(width, dtype=self.dtype_policy, name="pwconv2")
         self.adaln.build((None, width))
         self.dwconv.build(input_shape)
         self.pwconv1.build((None, None, None, width))
@@ -134,7 +144,7 @@ class FCDMBlock(layers.Layer):
         }
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable("fcdm_keras")
 class Downsample(layers.Layer):
     """3×3 convolution without bias, then pixel-unshuffle by 2: `(B, H, W, C)` → `(B, H/2, W/2, channels)`.
 
@@ -145,15 +155,7 @@ class Downsample(layers.Layer):
     def __init__(self, channels, **kwargs):
         super().__init__(**kwargs)
         self.channels = channels
-        self.conv = layers.Conv2D(
-            channels // 4,
-            3,
-            padding="same",
-            use_bias=False,
-            data_format="channels_last",
-            dtype=self.dtype_policy,
-            name="conv",
-        )
+        self.conv = conv(channels // 4, use_bias=False, dtype=self.dtype_policy, name="conv")
 
     def build(self, input_shape):
         self.conv.build(input_shape)
@@ -169,7 +171,7 @@ class Downsample(layers.Layer):
         return {**super().get_config(), "channels": self.channels}
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable("fcdm_keras")
 class Upsample(layers.Layer):
     """3×3 convolution without bias, then pixel-shuffle by 2: `(B, H, W, C)` → `(B, 2H, 2W, channels)`.
 
@@ -180,15 +182,7 @@ class Upsample(layers.Layer):
     def __init__(self, channels, **kwargs):
         super().__init__(**kwargs)
         self.channels = channels
-        self.conv = layers.Conv2D(
-            channels * 4,
-            3,
-            padding="same",
-            use_bias=False,
-            data_format="channels_last",
-            dtype=self.dtype_policy,
-            name="conv",
-        )
+        self.conv = conv(channels * 4, use_bias=False, dtype=self.dtype_policy, name="conv")
 
     def build(self, input_shape):
         self.conv.build(input_shape)
@@ -204,7 +198,7 @@ class Upsample(layers.Layer):
         return {**super().get_config(), "channels": self.channels}
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable("fcdm_keras")
 class TimestepEmbedding(layers.Layer):
     """Sinusoidal features of the timestep, then Linear, SiLU, Linear: `(B,)` → `(B, width)`, float32.
 
@@ -221,7 +215,7 @@ class TimestepEmbedding(layers.Layer):
         self.width = width
         self.frequency_dim = frequency_dim
         self.max_period = max_period
-        normal = {"kernel_initializer": keras.initializers.RandomNormal(stddev=0.02), "dtype": "float32"}
+        normal = {"kernel_initializer": Normal(0.02), "dtype": "float32"}
         self.hidden = layers.Dense(width, name="hidden", **normal)
         self.out = layers.Dense(width, name="out", **normal)
 
@@ -249,7 +243,7 @@ class TimestepEmbedding(layers.Layer):
         }
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable("fcdm_keras")
 class FinalLayer(layers.Layer):
     """LayerNorm, adaLN modulation and a 3×3 convolution to the output channels, all in float32.
 
@@ -262,19 +256,11 @@ class FinalLayer(layers.Layer):
     def __init__(self, channels, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.channels = channels
-        self.conv = layers.Conv2D(
-            channels,
-            3,
-            padding="same",
-            data_format="channels_last",
-            kernel_initializer="zeros",
-            dtype="float32",
-            name="conv",
-        )
+        self.conv = conv(channels, kernel_initializer="zeros", dtype="float32", name="conv")
 
     def build(self, input_shape, conditioning_shape=None):
         width = input_shape[-1]
-        self.adaln = _zero_dense(2 * width, name="adaln")
+        self.adaln = linear(2 * width, kernel_initializer="zeros", dtype="float32", name="adaln")
         self.adaln.build((None, width))
         self.conv.build(input_shape)
 
@@ -306,8 +292,3 @@ def pixel_shuffle(x):
     _, height, width, channels = ops.shape(x)
     x = ops.reshape(x, (-1, height, width, channels // 4, 2, 2))
     return ops.reshape(ops.transpose(x, (0, 1, 4, 2, 5, 3)), (-1, 2 * height, 2 * width, channels // 4))
-
-
-def _zero_dense(units, name):
-    """A float32 linear that starts at zero: the adaLN-zero projection."""
-    return layers.Dense(units, kernel_initializer="zeros", dtype="float32", name=name)

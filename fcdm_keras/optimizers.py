@@ -3,13 +3,12 @@
 import keras
 from keras import ops
 
-from fcdm_keras.layers import PACKAGE
 
 # On PyTorch `keras.optimizers.AdamW(...)` is an instance of a fused subclass; this is that class on every backend.
 _KerasAdamW = type(keras.optimizers.AdamW())
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable("fcdm_keras")
 class AdamW(_KerasAdamW):
     """`keras.optimizers.AdamW` with the paper's defaults, dividing by √v̂ + ε (Kingma and Ba, algorithm 1).
 

@@ -12,11 +12,10 @@ from fcdm_keras.autoencoders import Identity, to_uint8
 from fcdm_keras.backbone import FCDMBackbone
 from fcdm_keras.diffusion import GaussianDiffusion
 from fcdm_keras.hub import keras_hub
-from fcdm_keras.layers import PACKAGE
 from fcdm_keras.samplers import SAMPLERS
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable("fcdm_keras")
 class ClassToImage(keras_hub.models.Task):
     """Draws images of classes.
 

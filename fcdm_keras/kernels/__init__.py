@@ -40,6 +40,11 @@ def depthwise_conv(x, kernel, implementation="auto"):
     return _depthwise.depthwise_conv(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel))
 
 
+def linear(x, kernel, bias):
+    """`x @ kernel + bias` with `x` `(…, in)`, `kernel` `(in, out)`, `bias` `(out,)`, all of one dtype: `(…, out)`."""
+    return _pointwise.linear(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel), ops.convert_to_tensor(bias))
+
+
 def gelu(x):
     """Exact (erf) GELU, elementwise, in the dtype of `x`."""
     return _pointwise.gelu(x)
