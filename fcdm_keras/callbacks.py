@@ -103,10 +103,10 @@ def read_csv(path):
     """Rows of a log as dicts of numbers; a line cut short by a kill is left out."""
     rows = []
     with open(path, newline="") as file:
-        for row in csv.DictReader(file):
+        for row in csv.DictReader(line for line in file if line.endswith("\n")):
             try:
                 rows.append({"step": int(row["step"]), **{name: float(row[name]) for name in FIELDS[1:]}})
-            except (TypeError, ValueError):
+            except (KeyError, TypeError, ValueError):
                 continue
     return rows
 
@@ -122,7 +122,7 @@ class TensorBoardWriter:
     def __init__(self, folder, resume_step=0):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
 
     def __call__(self, row):
         for name in FIELDS[1:]:
@@ -180,14 +180,19 @@ class Checkpoint(StepCallback):
         super().__init__()
         self.manager = manager
         self.every = every
+        self._saved = None
 
     def on_step(self, logs):
         if self.due(self.every):
-            self.manager.save(self.model)
+            self._save()
 
     def on_train_end(self, logs=None):
-        if self.step not in self.manager.steps():
-            self.manager.save(self.model)
+        if self.step != self._saved:
+            self._save()
+
+    def _save(self):
+        self.manager.save(self.model)
+        self._saved = self.step
 
 
 class SampleGrid(StepCallback):

@@ -1,10 +1,11 @@
 """Checkpoints that a kill at any moment cannot spoil.
 
 A checkpoint is a folder `step-000001000/` with `trainer.weights.h5` (weights, EMA, optimizer, step) and
-`checkpoint.json` (step, checksum, shapes). It is written under a hidden name and renamed when all of it is on disk, so a
-folder with the final name is whole. Weights are Keras's own format, the same on every backend.
+`checkpoint.json` (step, checksum, shapes). It is written under a hidden name and renamed when all of it is on disk, so
+a folder with the final name is whole. Weights are in Keras's own format, the same on every backend.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,15 +30,20 @@ class CheckpointManager:
         folder: created if needed.
         keep_last: newest checkpoints kept.
         keep_every: checkpoints whose step is a multiple of this are kept for good; 0 keeps none.
+        read_only: leave the folder as it is, for reading beside a run that may be writing there.
 
     Raises:
         OSError: if the folder cannot be written to, at once.
     """
 
-    def __init__(self, folder, keep_last=3, keep_every=0):
+    def __init__(self, folder, keep_last=3, keep_every=0, read_only=False):
         self.folder = Path(folder)
         self.keep_last = keep_last
         self.keep_every = keep_every
+        if not read_only:
+            self._prepare()
+
+    def _prepare(self):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob(f"{_UNFINISHED}*"):
@@ -76,16 +82,15 @@ class CheckpointManager:
             _sync(unfinished / WEIGHTS)
             manifest = {
                 "step": step,
-                "sha256": _sha256(unfinished / WEIGHTS),
                 "shapes": _shapes(trainer),
                 "keras": keras.__version__,
                 "backend": keras.backend.backend(),
             }
+            manifest["sha256"] = _checksum(unfinished / WEIGHTS, manifest)
             (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1))
             _sync(unfinished / MANIFEST)
             _sync(unfinished)
-            if final.exists():
-                shutil.rmtree(final)
+            self._remove(step)
             unfinished.rename(final)
             _sync(self.folder)
         except OSError as error:
@@ -94,7 +99,7 @@ class CheckpointManager:
                 f"The checkpoint of step {step} could not be written to {self.folder} ({error.strerror or error}). "
                 f"Earlier checkpoints are untouched: {self.steps() or 'none'}."
             ) from None
-        self._prune()
+        self._prune(step)
         return final
 
     def restore(self, trainer):
@@ -123,8 +128,8 @@ class CheckpointManager:
         """What is wrong with a checkpoint, as a phrase, or `None`."""
         try:
             manifest = json.loads((self.path(step) / MANIFEST).read_text())
-            if manifest["sha256"] != _sha256(self.path(step) / WEIGHTS):
-                return "its weights do not match their checksum"
+            if manifest["sha256"] != _checksum(self.path(step) / WEIGHTS, manifest):
+                return "its contents do not match their checksum"
             return None if manifest["step"] == step else "its manifest is of another step"
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"it cannot be read ({error})"
@@ -142,11 +147,18 @@ class CheckpointManager:
         if loaded != step:
             raise ValueError(f"{self.path(step)} holds step {loaded}; the checkpoint is inconsistent.")
 
-    def _prune(self):
-        steps = self.steps()
+    def _prune(self, newest):
+        steps = [step for step in self.steps() if step <= newest]  # later ones were passed over as damaged
         for step in steps[: -self.keep_last]:
             if not self.keep_every or step % self.keep_every:
-                shutil.rmtree(self.path(step), ignore_errors=True)
+                self._remove(step)
+
+    def _remove(self, step):
+        """Removes a checkpoint, if there is one, under a hidden name: a kill leaves no half of it."""
+        removed = self.folder / f"{_UNFINISHED}{step:09d}-removed"
+        with contextlib.suppress(OSError):
+            self.path(step).rename(removed)
+            shutil.rmtree(removed)
 
 
 def _saved_variables(trainer):
@@ -167,9 +179,13 @@ def _check_finite(trainer, step):
             raise FloatingPointError(f"{variable.path} is not finite at step {step}; no checkpoint is written.")
 
 
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _checksum(weights, manifest):
+    """SHA-256 of the weights file followed by the manifest's other entries."""
+    others = {name: value for name, value in manifest.items() if name != "sha256"}
+    with open(weights, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps(others, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _sync(path):

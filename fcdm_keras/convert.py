@@ -8,7 +8,12 @@ Files are read with PyTorch's restricted unpickler: nothing stored in them is ex
 
 import argparse
 import os
+import re
 import sys
+import warnings
+import zipfile
+
+import numpy as np
 
 
 def load_torch_checkpoint(path, weights="ema", dtype=None):
@@ -26,23 +31,26 @@ def load_torch_checkpoint(path, weights="ema", dtype=None):
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, holds objects that may not be loaded, or is no FCDM checkpoint.
     """
-    from fcdm_keras.backbone import FCDMBackbone
-
     if weights not in ("ema", "model"):
         raise ValueError(f'weights must be "ema" or "model". Received: {weights!r}')
     state = _state_dict(_read(path), weights, path)
-    backbone = FCDMBackbone(**_sizes(state, path), dtype=dtype)
+    sizes = _sizes(state, path)
+
+    from fcdm_keras.backbone import FCDMBackbone  # slow to import: a bad file is refused without it
+
+    try:
+        backbone = FCDMBackbone(**sizes, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"{path} is no FCDM checkpoint: {error}") from None
     expected = _parameters(backbone)
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unknown:
         raise ValueError(f"{path} does not fit FCDM: missing tensors {missing[:5]}, unknown tensors {unknown[:5]}.")
-    for name, (variable, from_torch, _) in expected.items():
-        value = from_torch(state[name].float().numpy())
-        if tuple(value.shape) != tuple(variable.shape):
-            raise ValueError(
-                f"{path}: {name} has shape {tuple(state[name].shape)}, which does not fit the other tensors."
-            )
-        variable.assign(value)
+    for name, (variable, from_torch, to_torch) in expected.items():
+        found, shape = tuple(state[name].shape), to_torch(np.empty(variable.shape, bool)).shape
+        if found != shape:
+            raise ValueError(f"{path}: {name} has shape {found}, and the other tensors ask for {shape}.")
+        variable.assign(from_torch(state[name].detach().float().numpy()))
     return backbone
 
 
@@ -53,7 +61,6 @@ def save_torch_state_dict(backbone, path):
         backbone: an `FCDMBackbone` with `ClassConditioning`.
         path: file to write.
     """
-    import numpy as np
     import torch
     from keras import ops
 
@@ -65,26 +72,23 @@ def save_torch_state_dict(backbone, path):
 
 
 def _read(path):
-    import pickle
-    import zipfile
-
     import torch
 
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no checkpoint file at {path}.")
-    allowed = torch.serialization.safe_globals([argparse.Namespace])
     try:
-        with allowed:  # mapped into memory, so that the optimizer's state is never read
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
+            # Mapped into memory, so that the optimizer's state is never read.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+    except PermissionError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the unpickler stumble over
+        refused = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"{path} is not a PyTorch checkpoint of tensors, or holds objects that are refused because loading them "
-            f"could run code; nothing was executed ({reason})."
+            f"{path} holds {refused[1]}, which is refused because loading it could run code; nothing was executed."
+            if refused
+            else f"{path} is truncated, damaged or not a PyTorch checkpoint; copy the file again."
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is truncated or not a PyTorch checkpoint; copy the file again ({reason}).") from None
 
 
 def _state_dict(checkpoint, weights, path):
@@ -97,30 +101,36 @@ def _state_dict(checkpoint, weights, path):
                 f"{path} has no {weights!r} weights. Received: a file with {sorted(map(str, checkpoint))[:8]}."
             )
         state = checkpoint[weights]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise ValueError(f"{path} holds no state dict of tensors. Received: {type(state).__name__}.")
     return state
 
 
 def _sizes(state, path):
-    try:
-        hidden, in_channels = state["x_embedder.weight"].shape[:2]
-        levels = ("encoder_level_1", "encoder_level_2", "latent", "decoder_level_2", "decoder_level_1")
-        depths = [len({key.split(".")[1] for key in state if key.startswith(f"{level}.")}) for level in levels]
-        block = next(key.removesuffix("dwconv.weight") for key in state if key.endswith("dwconv.weight"))
-        dwconv, pwconv = state[f"{block}dwconv.weight"], state[f"{block}pwconv1.weight"]
-        ratio = pwconv.shape[0] / pwconv.shape[1]
-        return {
-            "hidden_channels": hidden,
-            "depths": depths,
-            "num_classes": state["y_embedder_1.embedding_table.weight"].shape[0] - 1,
-            "in_channels": in_channels,
-            "out_channels": state["final_layer.conv.weight"].shape[0],
-            "expansion_ratio": int(ratio) if ratio.is_integer() else ratio,
-            "kernel_size": dwconv.shape[-1],
-        }
-    except (KeyError, StopIteration, ValueError, IndexError) as error:
-        raise ValueError(f"{path} is no FCDM checkpoint: it lacks {error or 'blocks'}.") from None
+    def shape(name, rank):
+        if name not in state:
+            raise ValueError(f"{path} is no FCDM checkpoint: it has no tensor {name}.")
+        found = tuple(state[name].shape)
+        if len(found) != rank or 0 in found:
+            raise ValueError(f"{path} is no FCDM checkpoint: {name} has shape {found}.")
+        return found
+
+    levels = ("encoder_level_1", "encoder_level_2", "latent", "decoder_level_2", "decoder_level_1")
+    blocks = {level: {name.split(".")[1] for name in state if name.startswith(f"{level}.")} for level in levels}
+    block = next((f"{level}.0" for level in levels if blocks[level]), "latent.0")
+    hidden, in_channels = shape("x_embedder.weight", 4)[:2]
+    wide, narrow = shape(f"{block}.pwconv1.weight", 4)[:2]
+    return {
+        "hidden_channels": hidden,
+        "depths": [len(blocks[level]) for level in levels],
+        "num_classes": shape("y_embedder_1.embedding_table.weight", 2)[0] - 1,
+        "in_channels": in_channels,
+        "out_channels": shape("final_layer.conv.weight", 4)[0],
+        "expansion_ratio": wide / narrow if wide % narrow else wide // narrow,
+        "kernel_size": shape(f"{block}.dwconv.weight", 4)[-1],
+    }
 
 
 # How a tensor is laid out in PyTorch and in Keras: (from torch, to torch).
@@ -182,9 +192,9 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     try:
         backbone = load_torch_checkpoint(options.checkpoint, weights=options.weights)
-    except (FileNotFoundError, ValueError) as error:
+        backbone.save_to_preset(options.preset)
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    backbone.save_to_preset(options.preset)
     print(f"{options.preset}: FCDM with {backbone.count_params():,} parameters, {options.weights} weights.")
 
 

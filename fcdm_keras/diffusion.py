@@ -151,7 +151,7 @@ class GaussianDiffusion:
         return {"mse": mse, "vb": vb, "loss": mse + vb}
 
     def variational_bound(self, model_output, latents, x_t, timesteps):
-        """One term of the bound, bits per dimension `(B,)`: a KL for t > 0, the decoder's NLL at t = 0 (iDDPM eq. 3)."""
+        """One term of the bound (iDDPM eq. 3), bits per dimension `(B,)`: a KL, or the decoder's NLL at t = 0."""
         true_mean, true_log_variance = self.q_posterior(latents, x_t, timesteps)
         model = self.p_mean_variance(model_output, x_t, timesteps)
         kl = _mean_over_pixels(normal_kl(true_mean, true_log_variance, model["mean"], model["log_variance"]))

@@ -39,7 +39,7 @@ class EMA(keras.layers.Layer):
         self.built = True
 
     def update(self, step):
-        """Moves every average once; `step` is the number of updates so far, this one included (int or scalar tensor)."""
+        """Moves every average once; `step` counts the updates, this one included (int or scalar tensor)."""
         decay = self.decay
         if self.warmup:
             step = ops.cast(step, "float32")

@@ -29,7 +29,8 @@ if keras.backend.backend() != "tensorflow" and importlib.util.find_spec("tensorf
     with _quiet():
         import tensorflow
 
-        tensorflow.config.set_visible_devices([], "GPU")
+        with contextlib.suppress(RuntimeError):  # the program that imports us has used TensorFlow already: its choice
+            tensorflow.config.set_visible_devices([], "GPU")
         import keras_hub
 else:
     import keras_hub

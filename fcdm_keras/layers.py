@@ -16,13 +16,22 @@ from fcdm_keras.initializers import Normal, XavierUniform
 
 def linear(units, **options):
     """A `Dense` over the last axis, Xavier-uniform; on feature maps it is the 1×1 convolution."""
-    return layers.Dense(units, **{"kernel_initializer": XavierUniform(), **options})
+    return Linear(units, **{"kernel_initializer": XavierUniform(), **options})
 
 
 def conv(channels, **options):
     """A 3×3 convolution that keeps the size, Xavier-uniform."""
     options = {"kernel_initializer": XavierUniform(), **options}
     return layers.Conv2D(channels, 3, padding="same", data_format="channels_last", **options)
+
+
+@keras.saving.register_keras_serializable("fcdm_keras")
+class Linear(layers.Dense):
+    """`keras.layers.Dense`, with bias and without activation, computed by `fcdm_keras.kernels.linear`."""
+
+    def call(self, inputs, training=None):
+        kernel, bias = ops.cast(self.kernel, inputs.dtype), ops.cast(self.bias, inputs.dtype)
+        return kernels.linear(inputs, kernel, bias)
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")

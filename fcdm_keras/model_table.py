@@ -1,11 +1,11 @@
-"""The paper's table 2, recomputed from our network.
+"""The paper's table 2, recomputed from the architecture.
 
     python -m fcdm_keras.model_table
 
 MACs are multiply-accumulates of one forward pass of one latent, as torchprofile counts them on the reference: those of
 convolutions and linears, and the elementwise products that the reference writes out (two in GRN, one in each adaLN
 modulation). The paper calls them FLOPs; a multiply-accumulate is two floating-point operations, so FLOPs proper are
-twice as many.
+twice as many. Standard library only.
 """
 
 import argparse
@@ -13,63 +13,63 @@ import argparse
 from fcdm_keras.presets import MODEL_SIZES
 
 
-def count_macs(backbone, height, width):
-    """Multiply-accumulates of one forward pass of one sample.
+def count(
+    size,
+    height=32,
+    width=32,
+    *,
+    num_classes=1000,
+    in_channels=4,
+    out_channels=None,
+    expansion_ratio=3,
+    kernel_size=7,
+    frequency_dim=256,
+):
+    """Parameters, and multiply-accumulates of one sample of `height` × `width`, of an `FCDMBackbone` of these sizes.
 
     Args:
-        backbone: an `FCDMBackbone`.
+        size: a `ModelSize`.
         height, width: size of x_t, divisible by 4.
+        num_classes, in_channels, …: as in `FCDMBackbone`.
 
     Returns:
-        An integer.
+        Two integers.
     """
+    parameters = macs = 0
+    out_channels = out_channels or 2 * in_channels
+
+    def add(weights, biases, pixels, products=0):
+        nonlocal parameters, macs
+        parameters += weights + biases
+        macs += pixels * (weights + products)
+
+    def block(d, pixels):
+        hidden = expansion_ratio * d
+        add(d * 3 * d, 3 * d, 1)  # adaLN
+        add(kernel_size**2 * d, d, pixels, products=d)  # depthwise convolution; modulation
+        add(d * hidden, hidden, pixels)
+        add(0, 2 * hidden, pixels, products=2 * hidden)  # GRN
+        add(hidden * d, d, pixels)
+
+    c = size.hidden_channels
     full = height * width
-    half, quarter = full // 4, full // 16
-    total = sum(e.hidden.kernel.shape[0] * e.width + e.width**2 for e in backbone.time_embeddings)
-    for blocks, pixels in (
-        (backbone.encoder_1, full),
-        (backbone.encoder_2, half),
-        (backbone.middle, quarter),
-        (backbone.decoder_2, half),
-        (backbone.decoder_1, full),
-    ):
-        total += sum(_block_macs(block, pixels) for block in blocks)
-    for layer, pixels in (
-        (backbone.x_embedder, full),
-        (backbone.down_1.conv, full),
-        (backbone.down_2.conv, half),
-        (backbone.up_2.conv, quarter),
-        (backbone.merge_2, half),
-        (backbone.up_1.conv, half),
-        (backbone.merge_1, full),
-        (backbone.output_layer, full),
-        (backbone.final_layer.conv, full),
-    ):
-        total += pixels * _size(layer.kernel)
-    return total + _size(backbone.final_layer.adaln.kernel) + full * backbone.widths[0]
-
-
-def _block_macs(block, pixels):
-    per_pixel = _size(block.dwconv.kernel) + _size(block.pwconv1.kernel) + _size(block.pwconv2.kernel)
-    products = block.dwconv.bias.shape[0] + 2 * block.grn.gamma.shape[0]
-    return pixels * (per_pixel + products) + _size(block.adaln.kernel)
-
-
-def _size(variable):
-    size = 1
-    for side in variable.shape:
-        size *= side
-    return size
-
-
-def build_without_weights(size):
-    """A backbone of a `ModelSize` whose variables have shapes but no values: nothing is allocated."""
-    import keras
-
-    from fcdm_keras.backbone import FCDMBackbone
-
-    with keras.StatelessScope():
-        return FCDMBackbone(size.hidden_channels, size.depths)
+    levels = ((c, full), (2 * c, full // 4), (4 * c, full // 16))
+    for (d, pixels), depth in zip((*levels, levels[1], levels[0]), size.depths, strict=True):
+        for _ in range(depth):
+            block(d, pixels)
+    for d, _ in levels:
+        add(frequency_dim * d, d, 1)
+        add(d * d, d, 1)
+        add((num_classes + 1) * d, 0, 0)  # label table
+    add(9 * in_channels * c, c, full)  # x_embedder
+    for (d, pixels), (deeper, deeper_pixels) in zip(levels, levels[1:], strict=False):
+        add(9 * d * deeper // 4, 0, pixels)  # down
+        add(9 * deeper * d * 4, 0, deeper_pixels)  # up
+        add(2 * d * d, d, pixels)  # merge
+    add(9 * c * c, c, full)  # output_layer
+    add(c * 2 * c, 2 * c, 1)  # final adaLN
+    add(9 * c * out_channels, out_channels, full, products=c)
+    return parameters, macs
 
 
 def rows():
@@ -77,14 +77,13 @@ def rows():
     for name, size in MODEL_SIZES.items():
         if size.parameters is None:
             continue
-        backbone = build_without_weights(size)
         yield {
             "name": name,
             "channels": size.hidden_channels,
             "depths": size.depths,
-            "parameters": backbone.count_params(),
-            "gmacs_256": count_macs(backbone, 32, 32) / 1e9,
-            "gmacs_512": count_macs(backbone, 64, 64) / 1e9,
+            "parameters": count(size)[0],
+            "gmacs_256": count(size, 32, 32)[1] / 1e9,
+            "gmacs_512": count(size, 64, 64)[1] / 1e9,
             "paper_gmacs_256": size.gmacs_256,
             "paper_gmacs_512": size.gmacs_512,
         }
@@ -96,14 +95,15 @@ def main(arguments=None):
         description="Parameters and GMACs of FCDM-S, -B, -L and -XL, recomputed, beside the paper's figures.",
     )
     parser.parse_args(arguments)
-    print("1000 classes, 4 latent channels. GMACs are what the paper calls FLOPs (G); in brackets, the paper's figure.\n")
-    print(f"{'model':8} {'C':>4}  {'depths':16} {'parameters':>12}  {'GMACs 256 px':>16}  {'GMACs 512 px':>16}  GFLOPs 256 px")
+    print("1000 classes, 4 latent channels. GMACs are the paper's FLOPs (G); in brackets, the paper's figure.\n")
+    print("model       C  depths         parameters    GMACs 256 px    GMACs 512 px  GFLOPs 256 px")
     for row in rows():
         at_256 = f"{row['gmacs_256']:.1f} [{row['paper_gmacs_256']}]"
         at_512 = f"{row['gmacs_512']:.1f} [{row['paper_gmacs_512'] or '–'}]"
+        depths = "-".join(map(str, row["depths"]))
         print(
-            f"FCDM-{row['name']:3} {row['channels']:>4}  {'-'.join(map(str, row['depths'])):16} {row['parameters']:>12,}  "
-            f"{at_256:>16}  {at_512:>16}  {2 * row['gmacs_256']:>13.1f}"
+            f"FCDM-{row['name']:3} {row['channels']:>4}  {depths:12} {row['parameters']:>12,}  "
+            f"{at_256:>14}  {at_512:>14}  {2 * row['gmacs_256']:>13.1f}"
         )
 
 

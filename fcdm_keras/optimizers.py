@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-
 # On PyTorch `keras.optimizers.AdamW(...)` is an instance of a fused subclass; this is that class on every backend.
 _KerasAdamW = type(keras.optimizers.AdamW())
 

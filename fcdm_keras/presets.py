@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,11 +175,16 @@ def check_config(config):
     ):  # fmt: skip
         if not getattr(config, name) >= lowest:
             raise ValueError(f"{name} must be at least {lowest}. Received: {getattr(config, name)}")
+    for field in dataclasses.fields(config):
+        if field.type is float and not math.isfinite(getattr(config, field.name)):
+            raise ValueError(f"{field.name} must be finite. Received: {getattr(config, field.name)}")
     if not config.learning_rate > 0:
         raise ValueError(f"learning_rate must be above 0. Received: {config.learning_rate}")
     for name in ("ema_decay", "label_dropout"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} must lie in [0, 1). Received: {getattr(config, name)}")
+    if config.seed >= 2**64:
+        raise ValueError(f"seed must be below 2**64. Received: {config.seed}")
     if not 1 <= config.num_sampling_steps <= 1000:
         raise ValueError(f"num_sampling_steps must lie in [1, 1000]. Received: {config.num_sampling_steps}")
     if config.global_batch_size % config.accumulation_steps:
@@ -199,6 +205,8 @@ def config_to_json(config):
 def config_from_json(text):
     """The inverse of `config_to_json`. Raises ValueError for other text."""
     try:
-        return TrainConfig(**json.loads(text))
+        config = TrainConfig(**json.loads(text))
+        check_config(config)
     except (TypeError, ValueError) as error:
         raise ValueError(f"This is no configuration of a run ({error}).") from None
+    return config

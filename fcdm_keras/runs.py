@@ -8,6 +8,7 @@ runs/digits/
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import keras
@@ -37,7 +38,7 @@ def open_run(config):
     folder = Path(config.results_dir) / config.recipe
     file = folder / "config.json"
     if file.exists():
-        _check_same(config_from_json(file.read_text()), config, folder)
+        _check_same(_stored_config(file), config, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / "config.json.tmp"
@@ -46,6 +47,13 @@ def open_run(config):
     except OSError as error:
         raise OSError(f"The run folder {folder} cannot be written to: {error.strerror or error}.") from None
     return folder
+
+
+def _stored_config(file):
+    try:
+        return config_from_json(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read; remove it, or give another --results-dir: {error}") from None
 
 
 def _check_same(stored, config, folder):
@@ -95,10 +103,14 @@ def build_task(config, backbone):
 
 
 def export_preset(trainer, config, folder):
-    """Saves the EMA weights as a task preset in `folder`."""
+    """Saves the EMA weights as a task preset in `folder`, which is whole or absent at any moment."""
     backbone = FCDMBackbone.from_config({**trainer.backbone.get_config(), "dtype": "float32"})
     trainer.ema.copy_to(backbone)
-    build_task(config, backbone).save_to_preset(str(folder))
+    unfinished = folder.with_name(f".unfinished-{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    build_task(config, backbone).save_to_preset(str(unfinished))
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
 
 
 def load_task(source, autoencoder=None):
@@ -121,9 +133,9 @@ def load_task(source, autoencoder=None):
         if (folder / "config.json").exists() and (folder / "metadata.json").exists():
             return ClassToImage.from_preset(str(folder), **options)
     if (source / "config.json").exists() and (source / "checkpoints").is_dir():
-        config = config_from_json((source / "config.json").read_text())
+        config = _stored_config(source / "config.json")
         trainer = build_trainer(config)
-        if CheckpointManager(source / "checkpoints").restore(trainer) is not None:
+        if CheckpointManager(source / "checkpoints", read_only=True).restore(trainer) is not None:
             trainer.ema.copy_to(trainer.backbone)
             return build_task(config, trainer.backbone)
     raise FileNotFoundError(

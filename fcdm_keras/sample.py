@@ -20,7 +20,7 @@ def parse(arguments=None):
         prog="python -m fcdm_keras.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", help="run folder, preset folder, hf://… or kaggle://…")
-    parser.add_argument("--classes", default=None, help="classes to draw in turn, such as 0-9 or 207,360,387; default all")
+    parser.add_argument("--classes", default=None, help="classes drawn in turn, such as 0-9 or 207,360; default all")
     parser.add_argument("--num-samples", type=int, default=100, help="number of images (default 100)")
     parser.add_argument("--num-sampling-steps", type=int, default=250, help="sampling steps, 1 to 1000 (default 250)")
     parser.add_argument("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="sampler (default ddpm)")
@@ -50,11 +50,12 @@ def parse_classes(text, num_classes):
     classes = []
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
-        if not first.isdigit() or not (last or first).isdigit():
+        last = last or first
+        if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
             raise ValueError(f"--classes must look like 0-9 or 207,360,387. Received: {text!r}")
-        classes += range(int(first), int(last or first) + 1)
-    if not classes or max(classes) >= num_classes:
-        raise ValueError(f"--classes must lie in [0, {num_classes - 1}]. Received: {text!r}")
+        if int(last) >= num_classes:
+            raise ValueError(f"--classes must lie in [0, {num_classes - 1}]. Received: {text!r}")
+        classes += range(int(first), int(last) + 1)
     return classes
 
 

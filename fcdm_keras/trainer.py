@@ -118,7 +118,7 @@ class DiffusionTrainer(engine.TrainStep, keras.Model):
         return self.diffusion.training_losses(output, batch["latents"], batch["noise"], batch["timesteps"])
 
     def draw(self, batch):
-        """Adds the training draws of the present step to a batch from `unpack`: timesteps, noise, dropped conditions."""
+        """Adds this step's training draws to a batch from `unpack`: timesteps, noise, dropped conditions."""
 
         def keys(purpose):
             return randomness.sample_keys(self._seed_words, purpose, self.step.value, batch["row"])

@@ -10,8 +10,10 @@ from keras import ops
 from fcdm_keras import kernels
 
 BACKEND = keras.backend.backend()
-# (B, H, W, C, k): H ≠ W, C not a multiple of 4, feature maps smaller than the kernel, more than one tile of columns.
-SHAPES = [(2, 5, 9, 6, 3), (3, 6, 4, 7, 5), (2, 8, 8, 16, 7), (1, 2, 3, 5, 7), (1, 3, 41, 3, 7), (2, 4, 4, 3, 1)]
+# Ways to run: the first is the tests' default, the others are checked where they may differ.
+MODES = {"jax": ["jit", "eager"], "torch": ["eager", "traced"], "tensorflow": ["eager", "graph", "xla"]}[BACKEND]
+# (B, H, W, C, k): H ≠ W, C not a multiple of 4, feature maps smaller than the kernel, full and part-filled tiles.
+SHAPES = [(2, 5, 9, 6, 3), (3, 6, 4, 7, 5), (2, 8, 16, 16, 7), (1, 2, 3, 5, 7), (1, 3, 19, 3, 7), (2, 4, 4, 3, 1)]
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 3e-3}
 
 
@@ -31,35 +33,35 @@ def oracle(x, kernel, upstream):
     return y, padded_gradient[:, margin : margin + height, margin : margin + width], kernel_gradient
 
 
-def value_and_gradients(function, arguments, upstream, dtype="float32", compiled=False):
+def value_and_gradients(function, arguments, upstream, dtype="float32", mode=MODES[0]):
     """`function(*arguments)` and the gradients of `Σ upstream · output` to all arguments, as float64 NumPy arrays."""
     arguments = [ops.convert_to_tensor(a, dtype=dtype) for a in arguments]
     upstream = ops.convert_to_tensor(upstream, dtype=dtype)
-    results = globals()[f"_{BACKEND}_gradients"](function, arguments, upstream, compiled)
+    results = globals()[f"_{BACKEND}_gradients"](function, arguments, upstream, mode)
     return [ops.convert_to_numpy(ops.cast(r, "float32")).astype("float64") for r in results]
 
 
-def _jax_gradients(function, arguments, upstream, compiled):
+def _jax_gradients(function, arguments, upstream, mode):
     import jax
 
     def run(*arguments):
         y, pull_back = jax.vjp(function, *arguments)
         return y, *pull_back(upstream.astype(y.dtype))
 
-    return (jax.jit(run) if compiled else run)(*arguments)
+    return (jax.jit(run) if mode == "jit" else run)(*arguments)
 
 
-def _torch_gradients(function, arguments, upstream, compiled):
+def _torch_gradients(function, arguments, upstream, mode):
     import torch
 
     arguments = [a.detach().requires_grad_() for a in arguments]
     # "aot_eager" traces forward and backward as torch.compile does, without a C++ compiler.
-    y = (torch.compile(function, backend="aot_eager") if compiled else function)(*arguments)
+    y = (torch.compile(function, backend="aot_eager") if mode == "traced" else function)(*arguments)
     y.backward(upstream.to(y.dtype))
     return y.detach(), *(a.grad for a in arguments)
 
 
-def _tensorflow_gradients(function, arguments, upstream, compiled):
+def _tensorflow_gradients(function, arguments, upstream, mode):
     import tensorflow as tf
 
     def run(*arguments):
@@ -68,7 +70,7 @@ def _tensorflow_gradients(function, arguments, upstream, compiled):
             y = function(*arguments)
         return y, *tape.gradient(y, arguments, tf.cast(upstream, y.dtype))
 
-    return (tf.function(run, jit_compile=compiled == "xla") if compiled else run)(*arguments)
+    return (run if mode == "eager" else tf.function(run, jit_compile=mode == "xla"))(*arguments)
 
 
 def example(shape, seed=0):
@@ -85,8 +87,9 @@ def assert_close(actual, expected, dtype="float32"):
         np.testing.assert_allclose(a / scale, e / scale, rtol=0, atol=TOLERANCE[dtype], err_msg=name)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "shape, dtype", [(s, "float32") for s in SHAPES] + [(SHAPES[4], "bfloat16"), (SHAPES[4], "float16")], ids=str
+)
 def test_depthwise_conv_against_float64(shape, dtype):
     x, kernel, upstream = example(shape)
     actual = value_and_gradients(kernels.depthwise_conv, (x, kernel), upstream, dtype)
@@ -94,7 +97,7 @@ def test_depthwise_conv_against_float64(shape, dtype):
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
-def test_depthwise_conv_against_plain(shape):
+def test_depthwise_conv_against_keras(shape):
     x, kernel, upstream = example(shape)
     plain = value_and_gradients(
         lambda x, kernel: kernels.depthwise_conv(x, kernel, implementation="plain"), (x, kernel), upstream
@@ -106,24 +109,24 @@ def test_depthwise_conv_against_plain(shape):
     assert_close([ops.convert_to_numpy(layer(x))], plain[:1])
 
 
-@pytest.mark.parametrize("compiled", ["xla", "graph"] if BACKEND == "tensorflow" else ["jit"])
+@pytest.mark.parametrize("mode", MODES[1:])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_depthwise_conv_compiled(compiled, dtype):
+def test_depthwise_conv_in_other_modes(mode, dtype):
     x, kernel, upstream = example((2, 6, 10, 8, 7))
-    actual = value_and_gradients(kernels.depthwise_conv, (x, kernel), upstream, dtype, compiled)
+    actual = value_and_gradients(kernels.depthwise_conv, (x, kernel), upstream, dtype, mode)
     assert_close(actual, oracle(x, kernel, upstream), dtype)
 
 
 def test_depthwise_conv_recomputed():
     x, kernel, upstream = example((2, 6, 10, 8, 7))
-    compiled = "xla" if BACKEND == "tensorflow" else BACKEND == "jax"
-    actual = value_and_gradients(keras.remat(kernels.depthwise_conv), (x, kernel), upstream, compiled=compiled)
+    mode = {"jax": "jit", "torch": "eager", "tensorflow": "xla"}[BACKEND]
+    actual = value_and_gradients(keras.remat(kernels.depthwise_conv), (x, kernel), upstream, mode=mode)
     assert_close(actual, oracle(x, kernel, upstream))
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow traces with unknown sizes")
-@pytest.mark.parametrize("compiled", [None, True])
-def test_depthwise_conv_with_unknown_sizes(compiled):
+@pytest.mark.parametrize("jit_compile", [None, True])
+def test_depthwise_conv_with_unknown_sizes(jit_compile):
     import tensorflow as tf
 
     def run(x, kernel, upstream):
@@ -133,7 +136,7 @@ def test_depthwise_conv_with_unknown_sizes(compiled):
         return y, *tape.gradient(y, (x, kernel), upstream)
 
     maps = tf.TensorSpec((None, None, None, 6), tf.float32)
-    run = tf.function(run, [maps, tf.TensorSpec((7, 7, 6, 1), tf.float32), maps], jit_compile=compiled)
+    run = tf.function(run, [maps, tf.TensorSpec((7, 7, 6, 1), tf.float32), maps], jit_compile=jit_compile)
     for shape in ((2, 5, 9, 6, 7), (1, 8, 40, 6, 7)):
         x, kernel, upstream = example(shape)
         actual = run(*(tf.constant(a, tf.float32) for a in (x, kernel, upstream)))
@@ -176,22 +179,38 @@ def test_depthwise_conv_says_what_is_wrong(x_shape, kernel_shape, implementation
         kernels.depthwise_conv(ops.zeros(x_shape), ops.zeros(kernel_shape), implementation)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_gelu(compiled):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_linear(dtype):
+    rng = np.random.default_rng(3)
+    x, kernel, bias = (rng.integers(-127, 128, shape) / 64 for shape in ((2, 3, 5, 6), (6, 7), (7,)))
+    upstream = rng.integers(-127, 128, (2, 3, 5, 7)) / 64
+    actual = value_and_gradients(kernels.linear, (x, kernel, bias), upstream, dtype)
+    expected = (
+        x @ kernel + bias,
+        upstream @ kernel.T,
+        np.einsum("bhwi,bhwo->io", x, upstream),
+        upstream.sum(axis=(0, 1, 2)),
+    )
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=TOLERANCE[dtype] * np.abs(e).max())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gelu(mode):
     x = np.linspace(-12, 12, 4001)
     cdf = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in x])
     density = np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    y, gradient = value_and_gradients(kernels.gelu, (x,), np.ones_like(x), compiled=compiled)
+    y, gradient = value_and_gradients(kernels.gelu, (x,), np.ones_like(x), mode=mode)
     np.testing.assert_allclose(y, x * cdf, rtol=0, atol=2e-6)
     np.testing.assert_allclose(gradient, cdf + x * density, rtol=0, atol=2e-6)
-    y, gradient = value_and_gradients(kernels.gelu, (x,), np.ones_like(x), "bfloat16", compiled)
+    y, gradient = value_and_gradients(kernels.gelu, (x,), np.ones_like(x), "bfloat16", mode)
     np.testing.assert_allclose(y, x * cdf, rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(gradient, cdf + x * density, rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_layer_norm(compiled, offset):
+@pytest.mark.parametrize("mode", MODES)
+def test_layer_norm(mode, offset):
     rng = np.random.default_rng(1)
     x, upstream = rng.normal(size=(2, 2, 3, 5, 24)).astype("float32").astype("float64")
     x = (x + offset).astype("float32").astype("float64")
@@ -199,7 +218,7 @@ def test_layer_norm(compiled, offset):
     inverse = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
     expected = centred * inverse
     projection = upstream - upstream.mean(-1, keepdims=True) - expected * (upstream * expected).mean(-1, keepdims=True)
-    y, gradient = value_and_gradients(kernels.layer_norm, (x,), upstream, compiled=compiled)
+    y, gradient = value_and_gradients(kernels.layer_norm, (x,), upstream, mode=mode)
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6 if offset == 0 else 1e-4)
     np.testing.assert_allclose(gradient, inverse * projection, rtol=0, atol=1e-5 if offset == 0 else 1e-3)
 

@@ -75,7 +75,7 @@ def allow_tf32():
 
 
 def _stateless(function, *args, constant, updated):
-    """Calls `function` with variables holding given values; returns its result and the new values of the updated ones."""
+    """Calls `function` with variables holding given values. Returns its result and the updated ones' new values."""
     scope = keras.StatelessScope([*constant, *(pair for group in updated for pair in zip(*group))])
     with scope:
         result = function(*args)

@@ -15,8 +15,10 @@ class TrainStep:
                 with tf.GradientTape() as tape:
                     losses.append(self.losses(micro_batch, training=True))
                     loss = self.optimizer.scale_loss(tf.reduce_mean(losses[-1]["loss"]) / self.accumulation_steps)
-                new = tape.gradient(loss, [v.value for v in self.trainable_variables])
-                gradients = new if gradients is None else [a + b for a, b in zip(gradients, new, strict=True)]
+                # Dense, also for the label tables: a sparse update would leave the moments of unused rows as they are.
+                values = [v.value for v in self.trainable_variables]
+                new = map(tf.convert_to_tensor, tape.gradient(loss, values, unconnected_gradients="zero"))
+                gradients = list(new) if gradients is None else [a + b for a, b in zip(gradients, new)]
             self.optimizer.apply(gradients, self.trainable_variables)
             return self.finish_step({name: tf.concat([part[name] for part in losses], 0) for name in losses[0]})
 

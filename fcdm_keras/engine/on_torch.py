@@ -13,7 +13,9 @@ class TrainStep:
             losses.append(self.losses(micro_batch, training=True))
             self.optimizer.scale_loss(losses[-1]["loss"].mean() / self.accumulation_steps).backward()
         with torch.no_grad():
-            self.optimizer.apply([v.value.grad for v in self.trainable_variables], self.trainable_variables)
+            values = [v.value for v in self.trainable_variables]
+            gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in values]
+            self.optimizer.apply(gradients, self.trainable_variables)
             return self.finish_step({name: torch.cat([part[name].detach() for part in losses]) for name in losses[0]})
 
     def test_step(self, data):

@@ -11,10 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-MAX_TILE = (
-    32  # columns whose products are summed in one fused loop: more spill registers, fewer write the sum too often
-)
-
 
 @jax.custom_vjp
 def depthwise_conv(x, kernel):
@@ -33,8 +29,8 @@ def depthwise_conv(x, kernel):
         ]
         return _sum(products)
 
-    # The last rows are added in a loop of two trips, because XLA does not fuse across loops. Without it XLA on CPUs would
-    # compute the whole convolution again in each of the three loops of the LayerNorm that follows.
+    # The last rows are added in a loop of two trips, because XLA does not fuse across loops. Without it XLA on CPUs
+    # would compute the whole convolution again in each of the three loops of the LayerNorm that follows.
     looped = size // 3
     y = rows(0, size - 2 * looped)
     if looped:
@@ -58,12 +54,13 @@ depthwise_conv.defvjp(_forward, _backward)
 def _kernel_gradient(x, gradient, size):
     """`Σ_{b,h,w} x[b, h+i, w+j, c] · gradient[b, h, w, c]` for every tap (i, j): `(k, k, C)`, float32.
 
-    One step of the scan takes one row (or tile of a row): every tap is summed over the row's columns in one elementwise
-    loop, so each value is read from memory once, not once per tap. The batch stays an axis: it may be sharded.
+    One step of the scan takes a tile of a row: every tap is summed over the tile's columns in one elementwise loop, so
+    each value is read from memory once, not once per tap. The batch stays an axis: it may be sharded.
     """
     batch, height, width, channels = x.shape
-    tiles = -(-width // MAX_TILE)
-    tile = -(-width // tiles)
+    # On CPUs wider tiles are no faster and compile longer; on GPUs, where each step is a launch, they should pay.
+    tile = min(width, 8 if jax.default_backend() == "cpu" else 64)
+    tiles = -(-width // tile)
     extra = tiles * tile - width  # columns of zeros, so that all tiles are full
     padded = _pad(x, size, extra)
     gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, extra), (0, 0))).astype(jnp.float32)

@@ -1,8 +1,8 @@
 """Depthwise convolution on TensorFlow: its own kernels without XLA, shifted multiply-adds with XLA.
 
-TensorFlow's kernels are fast, except the kernel gradient on CPUs; XLA's lowering of the same operation is 40 times slower
-on CPUs, and 8 to 24 times on GPUs (TensorFlow issue 59772). So the code asks where it is traced. On GPUs nothing here was
-measured: there, without XLA, all three are TensorFlow's kernels.
+TensorFlow's kernels are fast, except the kernel gradient on CPUs; XLA's lowering of the same operation is tens of times
+slower on CPUs, and 8 to 24 times on GPUs (TensorFlow issue 59772). So the code asks where it is traced. On GPUs nothing
+here was measured: there, without XLA, all three are TensorFlow's kernels.
 """
 
 import functools
@@ -11,7 +11,7 @@ import operator
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-MAX_TILE = 32  # columns whose products are summed in one fused loop
+MAX_TILE = 8  # columns whose products are summed in one fused loop; more are no faster and compile longer
 
 
 @tf.custom_gradient
@@ -27,12 +27,26 @@ def depthwise_conv(x, kernel):
 def _convolve(x, kernel):
     if not _under_xla():
         return tf.nn.depthwise_conv2d(x, kernel, strides=(1, 1, 1, 1), padding="SAME")
-    size = kernel.shape[0]
-    _, height, width, _ = _sizes(x)
-    padded = _pad(x, size)
-    taps = tf.cast(kernel[..., 0], tf.float32)
-    products = [padded[:, i : i + height, j : j + width] * taps[i, j] for i in range(size) for j in range(size)]
-    return tf.cast(_sum(products), x.dtype)
+    sizes, size = _sizes(x), kernel.shape[0]
+    padded, taps = _pad(x, size), tf.cast(kernel[..., 0], tf.float32)
+
+    def rows(first, count):
+        """The products of `count` rows of the kernel, summed."""
+        products = [
+            tf.slice(padded, (0, first + i, j, 0), sizes) * tf.slice(taps, (first + i, j, 0), (1, 1, sizes[3]))
+            for i in range(count)
+            for j in range(size)
+        ]
+        return _sum(products)
+
+    # The last rows are added in a loop of two trips, because XLA does not fuse across loops. Without it XLA on CPUs
+    # would compute the whole convolution again in each of the three loops of the LayerNorm that follows.
+    looped = size // 3
+    y = rows(0, size - 2 * looped)
+    if looped:
+        add = lambda trip, y: (trip + 1, y + rows(size - (2 - trip) * looped, looped))  # noqa: E731
+        _, y = tf.while_loop(lambda trip, _: trip < 2, add, (0, y), maximum_iterations=2)
+    return tf.cast(y, x.dtype)
 
 
 def _kernel_gradient(x, gradient, kernel):
@@ -45,8 +59,8 @@ def _kernel_gradient(x, gradient, kernel):
 def _compiled_kernel_gradient(x, gradient, size):
     """`Σ_{b,h,w} x[b, h+i, w+j, c] · gradient[b, h, w, c]` for every tap (i, j): `(k, k, C)`, float32.
 
-    One step of the loop takes one row (or tile of a row): every tap is summed over the row's columns in one elementwise
-    loop, so each value is read from memory once, not once per tap.
+    One step of the loop takes a tile of a row: every tap is summed over the tile's columns in one elementwise loop, so
+    each value is read from memory once, not once per tap.
     """
     batch, height, width, channels = _sizes(x)
     tile = min(x.shape[2] or MAX_TILE, MAX_TILE)

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 
 def linear(x, kernel, bias):
-    """`x` `(…, in)`, `kernel` `(in, out)`, `bias` `(out,)` → `(…, out)`, in the form that graphs fuse: MatMul, BiasAdd."""
+    """`x` `(…, in)`, `kernel` `(in, out)`, `bias` `(out,)` → `(…, out)`; graphs fuse this form, MatMul and BiasAdd."""
     y = tf.nn.bias_add(tf.matmul(tf.reshape(x, (-1, x.shape[-1])), kernel), bias)
     return tf.reshape(y, [*(size or tf.shape(x)[axis] for axis, size in enumerate(x.shape[:-1])), kernel.shape[-1]])
 

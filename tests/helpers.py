@@ -1,0 +1,62 @@
+"""Small things that several tests need."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from fcdm_keras.backbone import FCDMBackbone
+
+
+def nhwc(array):
+    """`(…, C, H, W)` → `(…, H, W, C)`: reference arrays are channels first."""
+    return np.moveaxis(array, -3, -1)
+
+
+def to_numpy(tensor):
+    return ops.convert_to_numpy(tensor)
+
+
+def relative_error(ours, reference):
+    """Largest difference over the reference's standard deviation."""
+    return np.abs(to_numpy(ours) - reference).max() / reference.std()
+
+
+def tiny_backbone(depths=(1, 1, 1, 1, 1), **options):
+    """A small network in which no weight is zero, so that nothing is hidden."""
+    backbone = FCDMBackbone(8, depths, **{"num_classes": 10, "in_channels": 2, **options})
+    generator = np.random.default_rng(0)
+    for variable in backbone.trainable_variables:
+        variable.assign(0.2 * generator.standard_normal(variable.shape, dtype="float32"))
+    return backbone
+
+
+def inputs(batch=2, height=8, width=8, channels=2, seed=1):
+    """Random inputs of `tiny_backbone` as NumPy arrays."""
+    generator = np.random.default_rng(seed)
+    return {
+        "x_t": generator.standard_normal((batch, height, width, channels), dtype="float32"),
+        "timesteps": generator.integers(0, 1000, batch).astype("int32"),
+        "labels": generator.integers(0, 11, batch).astype("int32"),
+    }
+
+
+def gradient_of(function, x):
+    """d function / d x on the active backend."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return np.asarray(jax.grad(function)(jax.numpy.asarray(x)))
+    if backend == "torch":
+        import torch
+
+        value = torch.tensor(x, requires_grad=True)
+        function(value).backward()
+        return value.grad.numpy()
+    import tensorflow as tf
+
+    value = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(value)
+        loss = function(value)
+    return tape.gradient(loss, value).numpy()
