@@ -8,10 +8,12 @@ The same command resumes a run that was stopped at any moment. Every field of a 
 
 import argparse
 import json
+import shutil
 import sys
 import time
 
 from fcdm_keras.presets import add_config_flags, config_from_flags, config_to_json
+from fcdm_keras.run_folder import open_run
 
 SCORED_SAMPLES = 500
 
@@ -35,6 +37,8 @@ def parse(arguments=None):
             f"recipe {config.recipe} needs latents of {config.dataset}, whose loader is not part of this version yet; "
             "the embedded recipe is `digits`."
         )
+    if (config.image_size, config.num_classes) != (8, 10):
+        parser.error("the digits are 8 pixels wide and of 10 classes; leave out --image-size and --num-classes.")
     if len(sys.argv) == 1:
         print(
             "No recipe given: training `digits` (1,297 real handwritten digits, pixel space), a few minutes on a CPU.\n"
@@ -43,8 +47,8 @@ def parse(arguments=None):
     return config
 
 
-def train(config):
-    """Trains `config` to its last step, resuming what is there. Returns (trainer, task, run folder)."""
+def train(config, folder):
+    """Trains `config` to its last step, resuming what is in `folder`. Returns (trainer, task)."""
     import keras
 
     from fcdm_keras import callbacks, runs
@@ -53,7 +57,6 @@ def train(config):
     from fcdm_keras.data.digits import load_digits
     from fcdm_keras.plots import plot_losses
 
-    folder = runs.open_run(config)
     manager = CheckpointManager(folder / "checkpoints", config.keep_last, config.keep_every)
     images, labels = load_digits("train")
     trainer = runs.build_trainer(config)
@@ -64,10 +67,12 @@ def train(config):
         f"{keras.backend.backend()}, {config.steps:,} steps of {config.global_batch_size} images"
         + (f", resumed at step {start:,}" if start else "")
     )
+    log = callbacks.CSVWriter(folder / "log.csv", start)
     if start < config.steps:
+        shutil.rmtree(folder / "preset", ignore_errors=True)  # of a shorter run
         progress = callbacks.Progress(config.steps)
         writers = [
-            callbacks.CSVWriter(folder / "log.csv", start),
+            log,
             callbacks.TensorBoardWriter(folder / "tensorboard", start),
             progress,
         ]
@@ -92,9 +97,9 @@ def train(config):
                 progress,
             ],
         )
-        plot_losses(folder / "log.csv", folder / "loss.png")
-        runs.export_preset(trainer, config, folder / "preset")
-    return trainer, task, folder
+    plot_losses(folder / "log.csv", folder / "loss.png")
+    runs.export_preset(trainer, config, folder / "preset")
+    return trainer, task
 
 
 def score(config, trainer, task):
@@ -109,7 +114,7 @@ def score(config, trainer, task):
         num_steps=config.num_sampling_steps,
         guidance_scale=config.cfg_scale,
         sampler=config.sampler,
-        seed=config.seed + 1,
+        seed=(config.seed + 1) % 2**64,
         batch_size=100,
         weights=trainer.ema.values(),
         verbose=True,
@@ -121,7 +126,8 @@ def main(arguments=None):
     began = time.perf_counter()
     config = parse(arguments)
     try:
-        trainer, task, folder = train(config)
+        folder = open_run(config)
+        trainer, task = train(config, folder)
         scores = score(config, trainer, task)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
@@ -129,20 +135,15 @@ def main(arguments=None):
         sys.exit("\nStopped. The same command resumes from the last checkpoint.")
     scores["seconds"] = round(time.perf_counter() - began, 1)
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    print(
-        f"\n{SCORED_SAMPLES} digits drawn with guidance {config.cfg_scale} ({config.sampler}, {config.num_sampling_steps} steps)"
-    )
-    print(
-        f"  read as the digit asked for   {scores['agreement']:.1%}  (classifier on real digits: {scores['classifier_accuracy']:.1%})"
-    )
-    print(f"  Fréchet distance, pixels      {scores['frechet']:.3f}  (real digits: {scores['frechet_real']:.3f})")
-    print(
-        f"  nearest training digit        {scores['nearest_train']:.3f}  (real digits: {scores['nearest_train_real']:.3f})"
-    )
-    print(f"  copies of training digits     {scores['copies']:.1%}")
-    print(
-        f"  {scores['seconds']:.0f} s in all; everything is in {folder}/ (samples.png, loss.png, log.csv, scores.json, preset/)"
-    )
+    print(f"\n{SCORED_SAMPLES} digits, {config.sampler} {config.num_sampling_steps}, guidance {config.cfg_scale}:")
+    for name, shown, real in (
+        ("read as the digit asked for", f"{scores['agreement']:.1%}", f"{scores['classifier_accuracy']:.1%}"),
+        ("Fréchet distance, pixels", f"{scores['frechet']:.3f}", f"{scores['frechet_real']:.3f}"),
+        ("nearest training digit", f"{scores['nearest_train']:.3f}", f"{scores['nearest_train_real']:.3f}"),
+        ("copies of training digits", f"{scores['copies']:.1%}", "0.0%"),
+    ):
+        print(f"  {name:28} {shown:>7}  (real digits: {real})")
+    print(f"  {scores['seconds']:.0f} s in all; images, curves, scores and the model are in {folder}/")
 
 
 if __name__ == "__main__":

@@ -18,55 +18,11 @@ from fcdm_keras.autoencoders import Identity
 from fcdm_keras.backbone import FCDMBackbone
 from fcdm_keras.checkpoint import CheckpointManager
 from fcdm_keras.optimizers import AdamW
-from fcdm_keras.presets import MAY_CHANGE, MODEL_SIZES, config_from_json, config_to_json
+from fcdm_keras.presets import MODEL_SIZES, config_from_json
 from fcdm_keras.tasks import ClassToImage
 from fcdm_keras.trainer import DiffusionTrainer
 
 CHANNELS = {"digits": 1}  # of the images of data sets that are trained in pixel space
-
-
-def open_run(config):
-    """Creates or re-opens the run folder of `config` and stores the configuration there.
-
-    Returns:
-        Path of the folder.
-
-    Raises:
-        ValueError: the folder holds a run of another configuration.
-        OSError: the folder cannot be written to.
-    """
-    folder = Path(config.results_dir) / config.recipe
-    file = folder / "config.json"
-    if file.exists():
-        _check_same(_stored_config(file), config, folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "config.json.tmp"
-        temporary.write_text(config_to_json(config))
-        os.replace(temporary, file)
-    except OSError as error:
-        raise OSError(f"The run folder {folder} cannot be written to: {error.strerror or error}.") from None
-    return folder
-
-
-def _stored_config(file):
-    try:
-        return config_from_json(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read; remove it, or give another --results-dir: {error}") from None
-
-
-def _check_same(stored, config, folder):
-    different = [
-        f"{name}={getattr(stored, name)!r} there, {getattr(config, name)!r} now"
-        for name in vars(stored)
-        if name not in MAY_CHANGE and getattr(stored, name) != getattr(config, name)
-    ]
-    if different:
-        raise ValueError(
-            f"{folder} holds a run of another configuration ({'; '.join(different)}): give the flags that it was "
-            "started with to resume it, or another --results-dir."
-        )
 
 
 def build_trainer(config):
