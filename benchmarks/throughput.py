@@ -4,12 +4,12 @@
     KERAS_BACKEND=torch python benchmarks/throughput.py --reference /path/to/FCDM   # a clone of star-kwon/FCDM
 
 Forward is one network evaluation without gradients; sampling is ancestral sampling without guidance, in network
-evaluations (steps × images) per second; a training step is what `fit` does per batch: draws, iDDPM loss, backward, AdamW,
-EMA. The reference does the same as in its training script, in float32, with its gradient checkpointing (its only mode) and
-without (`torch.utils.checkpoint.checkpoint` patched to call the block).
+evaluations (steps × images) per second; a training step is what `fit` does per batch: draws, iDDPM loss, backward,
+AdamW, EMA. The reference does what its training script does, in float32, with its gradient checkpointing (its only
+mode) and without (`torch.utils.checkpoint.checkpoint` patched to call the block).
 
-Ours and the reference alternate, repeat by repeat, so that a busy machine slows both. The reference lives in a process of
-its own, which sleeps while ours runs: two thread pools in one process would spin against each other. Ratios are the
+Ours and the reference alternate, repeat by repeat, so that a busy machine slows both. The reference lives in a process
+of its own, which sleeps while ours runs: two thread pools in one process would spin against each other. Ratios are the
 median over the repeats of (reference's time / our time): above 1, ours is faster.
 """
 
@@ -21,7 +21,12 @@ import subprocess
 import sys
 import time
 
-GMACS = {"S": 3.1, "B": 12.2, "L": 48.3, "XL": 64.6}  # per 32×32 latent, the paper's count
+from fcdm_keras.model_table import count
+from fcdm_keras.presets import MODEL_SIZES
+
+WORKLOADS = ("forward", "sampling", "training")
+# What of the reference is timed beside each of ours.
+REFERENCE_RUNS = {"forward": ("forward",), "training": ("training", "training, checkpointed")}
 
 
 def main():
@@ -30,30 +35,28 @@ def main():
         return serve_reference(options)
     ours = our_workloads(options)
     reference = Reference(options) if options.reference else None
-    times = {name: [] for name in ours}
-    reference_times = {name: [] for name in reference.names} if reference else {}
+    times, reference_times = {}, {}
     for repeat in range(options.repeats + 1):  # the first one compiles and is not counted
         for name, run in ours.items():
             seconds = timed(run)
-            others = {other: reference.time(other) for other in reference_times if other.startswith(name)}
+            others = {other: reference.time(other) for other in REFERENCE_RUNS.get(name, ())} if reference else {}
             if repeat:
-                times[name].append(seconds)
+                times.setdefault(name, []).append(seconds)
                 for other, value in others.items():
-                    reference_times[other].append(value)
-    report(options, times, reference_times)
+                    reference_times.setdefault(other, []).append(value)
+    report(times, reference_times, options)
+    return 0
 
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=GMACS, default="S")
+    parser.add_argument("--size", choices=MODEL_SIZES, default="S")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=256, help="pixels; latents have an eighth")
     parser.add_argument("--dtype", choices=("float32", "mixed_bfloat16"), default="float32", help="ours only")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--sampling-steps", type=int, default=4)
-    parser.add_argument(
-        "--only", choices=("forward", "sampling", "training"), nargs="+", default=("forward", "sampling", "training")
-    )
+    parser.add_argument("--only", choices=WORKLOADS, nargs="+", default=WORKLOADS)
     parser.add_argument("--jit-compile", choices=("auto", "true", "false"), default="auto", help="of the training step")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="ours only")
     parser.add_argument("--reference", metavar="DIR", help="clone of the PyTorch reference")
@@ -101,13 +104,8 @@ def our_workloads(options):
 def our_backbone(options):
     from fcdm_keras.backbone import FCDMBackbone
 
-    hidden, depths = {
-        "S": (128, (2, 4, 8, 4, 2)),
-        "B": (256, (2, 4, 8, 4, 2)),
-        "L": (512, (2, 4, 8, 4, 2)),
-        "XL": (512, (3, 6, 12, 6, 3)),
-    }[options.size]
-    backbone = FCDMBackbone(hidden, depths, dtype=options.dtype)
+    size = MODEL_SIZES[options.size]
+    backbone = FCDMBackbone(size.hidden_channels, size.depths, dtype=options.dtype)
     backbone.gradient_checkpointing = options.gradient_checkpointing
     return backbone
 
@@ -115,15 +113,16 @@ def our_backbone(options):
 class Reference:
     """The reference in a process of its own: asked for the time of one run, it runs once and answers."""
 
-    names = ("forward", "training", "training, checkpointed")
-
     def __init__(self, options):
         command = [sys.executable, __file__, "--worker", *sys.argv[1:]]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def time(self, name):
         print(name, file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit("The reference failed; its error is above.")
+        return float(answer)
 
 
 def serve_reference(options):
@@ -159,12 +158,12 @@ def reference_workloads(options):
     def train():
         network.train()
         steps = torch.randint(0, diffusion.num_timesteps, (len(latents),))
-        loss = diffusion.training_losses(network, latents, steps, dict(y=labels))["loss"].mean()
+        loss = diffusion.training_losses(network, latents, steps, {"y": labels})["loss"].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():  # one parameter at a time, as its script does
-            for mean, parameter in zip(average, network.parameters()):
+            for mean, parameter in zip(average, network.parameters(), strict=True):
                 mean.mul_(0.9999).add_(parameter, alpha=1e-4)
         loss.item()
 
@@ -190,37 +189,29 @@ def timed(run):
     return time.perf_counter() - start
 
 
-def report(options, times, reference_times):
+def report(times, reference_times, options):
     import keras
 
-    evaluations = {"forward": 1, "sampling": options.sampling_steps, "training": 1}
-    passes = {
-        "forward": 1,
-        "sampling": options.sampling_steps,
-        "training": 3,
-    }  # a backward pass costs two forward passes
-    gflop = 2 * GMACS[options.size] * (options.image_size / 256) ** 2 * options.batch_size
+    side = options.image_size // 8
+    gflop = 2e-9 * count(MODEL_SIZES[options.size], side, side)[1] * options.batch_size  # of one forward pass
+    passes = {"forward": 1, "sampling": options.sampling_steps, "training": 3}  # a backward pass costs two forward ones
     print(
         f"FCDM-{options.size}, {keras.backend.backend()}, {options.dtype}, batch {options.batch_size}, "
         f"{options.image_size} px, {os.cpu_count()} CPU cores, median of {options.repeats}"
     )
     for name, seconds in times.items():
         median = statistics.median(seconds)
-        print(
-            f"  {name:<24}{1e3 * median:9.1f} ms {evaluations[name] * options.batch_size / median:9.2f} images/s "
-            f"{passes[name] * gflop / median:8.1f} GFLOP/s"
-        )
+        images = options.batch_size * (options.sampling_steps if name == "sampling" else 1) / median
+        print(f"  {name:<35}{1e3 * median:9.1f} ms {images:9.2f} images/s {passes[name] * gflop / median:8.1f} GFLOP/s")
     for name, seconds in reference_times.items():
-        mine = times[name.split(",")[0]] if name.split(",")[0] in times else None
-        if not mine:
-            continue
         median = statistics.median(seconds)
-        ratio = statistics.median(theirs / ours for theirs, ours in zip(seconds, mine))
+        ours = times[name.split(",")[0]]
+        ratio = statistics.median(a / b for a, b in zip(seconds, ours, strict=True))
         print(
-            f"  reference: {name:<24}{1e3 * median:9.1f} ms {options.batch_size / median:9.2f} images/s   "
-            f"ours/reference {ratio:.2f} ×"
+            f"  {'reference: ' + name:<35}{1e3 * median:9.1f} ms {options.batch_size / median:9.2f} images/s"
+            f"    ours/reference {ratio:.2f} ×"
         )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -122,12 +122,11 @@ class TensorBoardWriter:
     def __init__(self, folder, resume_step=0):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1, flush_secs=1)
 
     def __call__(self, row):
         for name in FIELDS[1:]:
             self._writer.add_scalar(f"train/{name}", row[name], row["step"])
-        self._writer.flush()
 
 
 class Progress(StepCallback):

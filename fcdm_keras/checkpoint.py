@@ -78,6 +78,7 @@ class CheckpointManager:
         unfinished, final = self.folder / f"{_UNFINISHED}{step:09d}", self.path(step)
         try:
             unfinished.mkdir(exist_ok=True)
+            _reserve(unfinished / WEIGHTS, trainer)
             trainer.save_weights(unfinished / WEIGHTS)
             _sync(unfinished / WEIGHTS)
             manifest = {
@@ -93,10 +94,11 @@ class CheckpointManager:
             self._remove(step)
             unfinished.rename(final)
             _sync(self.folder)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # h5py raises either
             shutil.rmtree(unfinished, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise OSError(
-                f"The checkpoint of step {step} could not be written to {self.folder} ({error.strerror or error}). "
+                f"The checkpoint of step {step} could not be written to {self.folder} ({reason}). "
                 f"Earlier checkpoints are untouched: {self.steps() or 'none'}."
             ) from None
         self._prune(step)
@@ -177,6 +179,14 @@ def _check_finite(trainer, step):
     for variable in trainer.trainable_variables:
         if not np.isfinite(ops.convert_to_numpy(variable)).all():
             raise FloatingPointError(f"{variable.path} is not finite at step {step}; no checkpoint is written.")
+
+
+def _reserve(path, trainer):
+    """Raises OSError unless a checkpoint fits on the disk: HDF5 crashes where it finds out half-way."""
+    shapes = _shapes(trainer)
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):  # Linux
+            os.posix_fallocate(file.fileno(), 0, 4 * _count(shapes) + 4096 * len(shapes))
 
 
 def _checksum(weights, manifest):

@@ -1,11 +1,11 @@
 """The folder of a run. Standard library only: a folder that does not fit is refused before anything heavy is imported.
 
-    runs/digits/
-      config.json       the resolved configuration          log.csv        step, loss, mse, vb, images_per_second
-      checkpoints/      what the run resumes from           loss.png       the loss curve
-      samples.png       the newest grid (all in samples/)   tensorboard/   the log for TensorBoard
-      preset/           the EMA weights as a KerasHub preset
-      scores.json       scores of the samples (digits)
+runs/digits/
+  config.json       the resolved configuration          log.csv        step, loss, mse, vb, images_per_second
+  checkpoints/      what the run resumes from           loss.png       the loss curve
+  samples.png       the newest grid (all in samples/)   tensorboard/   the log for TensorBoard
+  preset/           the EMA weights as a KerasHub preset
+  scores.json       scores of the samples (digits)
 """
 
 import os

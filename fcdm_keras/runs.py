@@ -48,8 +48,7 @@ def build_trainer(config):
         seed=config.seed,
     )
     optimizer = AdamW(config.learning_rate, config.weight_decay, global_clipnorm=config.clip_norm or None)
-    compiles = keras.backend.backend() != "torch" or config.torch_compile
-    trainer.compile(optimizer, jit_compile="auto" if compiles else False)
+    trainer.compile(optimizer, jit_compile=True if config.torch_compile else "auto")
     return trainer
 
 

@@ -26,7 +26,7 @@ FORKS = pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*for
 
 def new_trainer(step=0, seed=0, **sizes):
     """A trainer at `step` whose weights, EMA and optimizer state are random numbers of `seed`."""
-    trainer = DiffusionTrainer(tiny_backbone((1, 0, 1, 0, 0), **sizes))
+    trainer = DiffusionTrainer(tiny_backbone((0, 0, 1, 0, 0), **sizes))
     trainer.compile()
     generator = np.random.default_rng(seed)
     for variable in state(trainer):
@@ -153,7 +153,7 @@ def test_any_flipped_byte_is_found(tmp_path, trainer):
     manager = CheckpointManager(tmp_path)
     save(trainer, manager, 5)
     folder = manager.path(5)
-    places = {WEIGHTS: np.linspace(0, 0.9999, 40), MANIFEST: np.linspace(0, 0.999, 400)}
+    places = {WEIGHTS: np.linspace(0, 0.9999, 20), MANIFEST: np.linspace(0, 0.999, 100)}
     for name, place in [(name, place) for name in places for place in places[name]]:
         flip(folder, name, place)
         assert manager.damage(5) is not None, (name, place)
@@ -242,13 +242,12 @@ def fork(work):
         os._exit(1)
 
 
-def assert_whole(folder, trainer):
-    """Every checkpoint in `folder` is whole, there is one, and it loads."""
+def newest_of_whole(folder):
+    """The newest step in `folder`, having checked that every checkpoint is whole and nothing else is left."""
     manager = CheckpointManager(folder)
     steps = manager.steps()
     assert [manager.damage(step) for step in steps] == [None] * len(steps)
     assert sorted(os.listdir(folder)) == [f"step-{step:09d}" for step in steps]
-    assert manager.restore(trainer) == steps[-1]
     return steps[-1]
 
 
@@ -269,12 +268,13 @@ def test_a_kill_at_random_moments_leaves_whole_checkpoints(tmp_path, trainer, ot
         time.sleep(moments.uniform(0.02, 0.4))
         os.kill(process, signal.SIGKILL)
         assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
-        last = assert_whole(tmp_path, other)
+        last = newest_of_whole(tmp_path)
     assert last > 1  # some saves got through
+    assert CheckpointManager(tmp_path).restore(other) == last
 
 
 @FORKS
-def test_a_kill_before_any_file_operation_leaves_whole_checkpoints(tmp_path, trainer, other):
+def test_a_kill_before_any_file_operation_leaves_whole_checkpoints(tmp_path, trainer):
     """Saves step 2, which replaces a checkpoint and prunes another, killed before its 1st, 2nd, … system operation."""
     save(trainer, CheckpointManager(tmp_path / "before", keep_last=9), 1, 2)
 
@@ -295,7 +295,7 @@ def test_a_kill_before_any_file_operation_leaves_whole_checkpoints(tmp_path, tra
         folder = tmp_path / "after"
         shutil.copytree(tmp_path / "before", folder)
         status = os.waitpid(fork(lambda moment=moment, folder=folder: save_killed_at(moment, folder)), 0)[1]
-        assert assert_whole(folder, other) in (1, 2)
+        assert newest_of_whole(folder) in (1, 2)
         if status == 0:
             break
         assert os.WIFSIGNALED(status)

@@ -1,0 +1,180 @@
+"""Commands, flags and recipes, as a user types them."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import tiny_backbone
+from PIL import Image
+
+from fcdm_keras import presets, sample
+from fcdm_keras.presets import RECIPES, TrainConfig, config_from_json, config_to_json
+from fcdm_keras.run_folder import open_run
+from fcdm_keras.tasks import ClassToImage
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300
+    )
+
+
+def config_of(*flags):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    presets.add_config_flags(parser)
+    return presets.config_from_flags(parser.parse_args(flags))
+
+
+@pytest.mark.parametrize(
+    "program", ["train_imagenet", "fcdm_keras.sample", "fcdm_keras.convert", "fcdm_keras.model_table"]
+)
+def test_help_is_quick_because_nothing_heavy_is_imported(program):
+    result = command("-X", "importtime", "-m", program, "--help")
+    assert result.returncode == 0 and "usage:" in result.stdout
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "argparse" in imported and not imported & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "size", "steps"),
+    [
+        ("imagenet256-s", "S", 256, 400_000),
+        ("imagenet256-b", "B", 256, 400_000),
+        ("imagenet256-l", "L", 256, 400_000),
+        ("imagenet256-xl", "XL", 256, 2_000_000),
+        ("imagenet512-xl", "XL", 512, 1_000_000),
+    ],
+)
+def test_recipes_hold_table_7(recipe, model, size, steps):
+    config = RECIPES[recipe]
+    assert (config.model, config.image_size, config.steps, config.num_classes) == (model, size, steps, 1000)
+    assert (config.learning_rate, config.weight_decay, config.global_batch_size) == (1e-4, 0.0, 256)
+    assert (config.ema_decay, config.label_dropout, config.precision) == (0.9999, 0.1, "float32")
+    assert (config.sampler, config.num_sampling_steps, config.clip_norm) == ("ddpm", 250, 0.0)
+
+
+def test_every_field_of_a_recipe_is_a_flag_with_help():
+    fields = {field.name for field in dataclasses.fields(TrainConfig)} - {"recipe"}
+    assert fields == set(presets.HELP)
+    shown = command("train_imagenet.py", "--help").stdout
+    assert all(f"--{name.replace('_', '-')}" in shown for name in fields)
+
+
+def test_flags_change_the_recipe_and_booleans_mean_what_they_say():
+    assert config_of() == RECIPES["digits"]
+    config = config_of("--gradient-checkpointing", "--no-ema-warmup", "--steps", "7", "--learning-rate", "0.5")
+    assert (config.gradient_checkpointing, config.ema_warmup, config.steps, config.learning_rate) == (
+        True,
+        False,
+        7,
+        0.5,
+    )
+
+
+def test_configurations_survive_json():
+    for config in RECIPES.values():
+        assert config_from_json(config_to_json(config)) == config
+    with pytest.raises(ValueError, match="no configuration"):
+        config_from_json('{"recipe": "digits"')
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--recipe", "cifar"), "invalid choice: 'cifar'"),
+        (("--model", "XXL"), "invalid choice: 'XXL'"),
+        (("--sampler", "euler"), "invalid choice: 'euler'"),
+        (("--steps", "-5"), "steps must be at least 1. Received: -5"),
+        (("--num-sampling-steps", "1001"), "num_sampling_steps must lie in [1, 1000]. Received: 1001"),
+        (("--num-sampling-steps", "0"), "num_sampling_steps must lie in"),
+        (("--cfg-scale", "-1"), "cfg_scale must be at least 0. Received: -1.0"),
+        (("--learning-rate", "nan"), "learning_rate must be finite. Received: nan"),
+        (("--accumulation-steps", "3"), "must be divisible by accumulation_steps=3. Received: 128"),
+        (("--recipe", "imagenet256-xl"), "not part of this version yet"),
+        (("--num-classes", "5"), "leave out"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_anything_heavy(flags, message):
+    result = command("-X", "importtime", "train_imagenet.py", *flags)
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1 and message in errors[0]
+    assert not {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()} & HEAVY
+
+
+def test_dry_run_prints_the_resolved_configuration():
+    result = command("train_imagenet.py", "--recipe", "imagenet256-xl", "--seed", "3", "--dry-run")
+    assert result.returncode == 0
+    assert config_from_json(result.stdout) == dataclasses.replace(RECIPES["imagenet256-xl"], seed=3)
+
+
+def test_a_run_folder_keeps_to_its_configuration(tmp_path):
+    config = dataclasses.replace(RECIPES["digits"], results_dir=str(tmp_path))
+    folder = open_run(config)
+    assert json.loads((folder / "config.json").read_text())["recipe"] == "digits"
+    open_run(dataclasses.replace(config, steps=5000, ckpt_every=7))  # may change
+    with pytest.raises(ValueError, match="seed=0 there, 1 now"):
+        open_run(dataclasses.replace(config, seed=1))
+
+
+def test_a_results_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="cannot be written to"):
+        open_run(dataclasses.replace(RECIPES["digits"], results_dir=str(tmp_path / "file")))
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("preset")
+    ClassToImage(tiny_backbone((1, 0, 0, 0, 0), in_channels=3), image_size=8).save_to_preset(str(folder))
+    return folder
+
+
+def draw(preset, output, *flags):
+    sample.main([str(preset), "--num-sampling-steps", "2", "--output", str(output), *map(str, flags)])
+
+
+def test_sample_writes_images_grid_settings_and_npz(preset, tmp_path, capsys):
+    draw(preset, tmp_path / "a", "--classes", "1-2,7", "--num-samples", 5, "--npz")
+    with np.load(tmp_path / "a" / "samples.npz") as arrays:
+        images, labels = arrays["arr_0"], arrays["arr_1"]
+    assert images.shape == (5, 8, 8, 3) and images.dtype == np.uint8
+    assert labels.tolist() == [1, 2, 7, 1, 2]
+    for i, image in enumerate(images):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a" / f"{i:06d}.png")), image)
+    assert Image.open(tmp_path / "a" / "grid.png").size == (3 * 34 + 2, 2 * 34 + 2)  # 8 pixels enlarged to 32
+    assert json.loads((tmp_path / "a" / "settings.json").read_text())["labels"] == labels.tolist()
+    assert "5 images of 8×8 pixels" in capsys.readouterr().out
+    draw(preset, tmp_path / "b", "--classes", "1-2,7", "--num-samples", 5, "--npz", "--batch-size", 2)
+    with np.load(tmp_path / "b" / "samples.npz") as arrays:
+        assert np.abs(arrays["arr_0"].astype(int) - images).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--classes", "0-10"), r"--classes must lie in \[0, 9\]. Received: '0-10'"),
+        (("--classes", "cats"), "--classes must look like"),
+        (("--cfg-scale", "-1"), "guidance_scale must be at least 0"),
+        (("--image-size", "10"), "multiples of 4"),
+        (("--seed", "-3"), "seed must be an integer"),
+    ],
+)
+def test_sample_refuses_in_one_sentence(preset, tmp_path, flags, message):
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        draw(preset, tmp_path, *flags)
+
+
+def test_sample_says_where_no_model_is(tmp_path):
+    with pytest.raises(SystemExit, match="^error: There is no model at .*nowhere"):
+        draw(tmp_path / "nowhere", tmp_path / "out")
