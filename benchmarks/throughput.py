@@ -197,7 +197,7 @@ def report(times, reference_times, options):
     passes = {"forward": 1, "sampling": options.sampling_steps, "training": 3}  # a backward pass costs two forward ones
     print(
         f"FCDM-{options.size}, {keras.backend.backend()}, {options.dtype}, batch {options.batch_size}, "
-        f"{options.image_size} px, {os.cpu_count()} CPU cores, median of {options.repeats}"
+        f"{options.image_size} px, {len(os.sched_getaffinity(0))} CPU cores, median of {options.repeats}"
     )
     for name, seconds in times.items():
         median = statistics.median(seconds)

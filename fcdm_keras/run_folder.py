@@ -27,7 +27,7 @@ def open_run(config):
     folder = Path(config.results_dir) / config.recipe
     file = folder / "config.json"
     if file.exists():
-        _check_same(_stored_config(file), config, folder)
+        _check_same(stored_config(folder), config, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / "config.json.tmp"
@@ -38,7 +38,9 @@ def open_run(config):
     return folder
 
 
-def _stored_config(file):
+def stored_config(folder):
+    """The configuration stored in a run folder. Raises ValueError if it cannot be read."""
+    file = Path(folder) / "config.json"
     try:
         return config_from_json(file.read_text())
     except ValueError as error:

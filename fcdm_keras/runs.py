@@ -1,13 +1,5 @@
-"""A run folder, and a run's model built from its configuration.
+"""A run's model built from its configuration, exported and loaded again."""
 
-runs/digits/
-  config.json       the resolved configuration          log.csv        step, loss, mse, vb, images_per_second
-  checkpoints/      what the run resumes from           loss.png       the loss curve
-  samples.png       the newest grid (all in samples/)   tensorboard/   the log for TensorBoard
-  preset/           the EMA weights as a KerasHub preset
-"""
-
-import os
 import shutil
 from pathlib import Path
 
@@ -18,7 +10,8 @@ from fcdm_keras.autoencoders import Identity
 from fcdm_keras.backbone import FCDMBackbone
 from fcdm_keras.checkpoint import CheckpointManager
 from fcdm_keras.optimizers import AdamW
-from fcdm_keras.presets import MODEL_SIZES, config_from_json
+from fcdm_keras.presets import MODEL_SIZES
+from fcdm_keras.run_folder import stored_config
 from fcdm_keras.tasks import ClassToImage
 from fcdm_keras.trainer import DiffusionTrainer
 
@@ -79,6 +72,7 @@ def load_task(source, autoencoder=None):
 
     Raises:
         FileNotFoundError: there is no model.
+        ValueError: its files are damaged.
     """
     options = {} if autoencoder is None else {"autoencoder": autoencoder}
     if "://" in str(source):
@@ -86,9 +80,13 @@ def load_task(source, autoencoder=None):
     source = Path(source)
     for folder in (source / "preset", source):
         if (folder / "config.json").exists() and (folder / "metadata.json").exists():
-            return ClassToImage.from_preset(str(folder), **options)
+            try:
+                return ClassToImage.from_preset(str(folder), **options)
+            except (ValueError, OSError) as error:
+                reason = str(error).partition("\n")[0]
+                raise ValueError(f"The preset {folder} is damaged or not of a class-to-image task: {reason}") from None
     if (source / "config.json").exists() and (source / "checkpoints").is_dir():
-        config = _stored_config(source / "config.json")
+        config = stored_config(source)
         trainer = build_trainer(config)
         if CheckpointManager(source / "checkpoints", read_only=True).restore(trainer) is not None:
             trainer.ema.copy_to(trainer.backbone)

@@ -49,8 +49,8 @@ def parse_classes(text, num_classes):
         return list(range(num_classes))
     classes = []
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        last = last or first
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
         if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
             raise ValueError(f"--classes must look like 0-9 or 207,360,387. Received: {text!r}")
         if int(last) >= num_classes:
@@ -64,12 +64,15 @@ def main(arguments=None):
     import numpy as np
 
     from fcdm_keras import images
+    from fcdm_keras.autoencoders import Identity
     from fcdm_keras.runs import load_task
 
     try:
         output = Path(options.output)
         output.mkdir(parents=True, exist_ok=True)
         task = load_task(options.source)
+        if isinstance(task.autoencoder, Identity) and task.autoencoder.latent_channels not in (1, 3):
+            raise ValueError(f"{options.source} draws latents, and holds no autoencoder to make images of them.")
         classes = parse_classes(options.classes, task.backbone.conditioning.num_classes)
         labels = np.resize(np.asarray(classes, np.int32), options.num_samples)
         drawn = task.generate(

@@ -154,10 +154,11 @@ def test_any_flipped_byte_is_found(tmp_path, trainer):
     save(trainer, manager, 5)
     folder = manager.path(5)
     places = {WEIGHTS: np.linspace(0, 0.9999, 20), MANIFEST: np.linspace(0, 0.999, 100)}
-    for name, place in [(name, place) for name in places for place in places[name]]:
-        flip(folder, name, place)
-        assert manager.damage(5) is not None, (name, place)
-        flip(folder, name, place)
+    for file in places:
+        for place in places[file]:
+            flip(folder, file, place)
+            assert manager.damage(5) is not None, (file, place)
+            flip(folder, file, place)
     assert manager.damage(5) is None
 
 
