@@ -33,7 +33,7 @@ def interpolate(averages, variables, weight):
 
 
 def compiled(function, variables):
-    @tf.function(reduce_retracing=True)
+    @tf.function(autograph=False)
     def run(values, *args):
         with keras.StatelessScope(list(zip(variables, values, strict=True))):
             return function(*args)
