@@ -1,6 +1,7 @@
 # `make train` and `make test` do all the set-up in .venv. Another Python: make PYTHON=/path/to/python3.11 test
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 KERAS_BACKEND ?= jax
+WORKERS ?= 2
 BIN := .venv/bin
 
 .PHONY: train test lint test-jax test-torch test-tensorflow
@@ -10,8 +11,13 @@ train: .venv/installed
 
 test: test-jax test-torch test-tensorflow
 
+# One thread for each worker: two OpenMP pools on two cores wait for each other most of the time.
+# Many tests, and the processes that they start, compile the same programs on JAX.
+test-jax test-torch test-tensorflow: export OMP_NUM_THREADS := 1
+test-jax test-torch test-tensorflow: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.pytest_cache/jax
+test-jax test-torch test-tensorflow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.5
 test-jax test-torch test-tensorflow: test-%: .venv/installed
-	KERAS_BACKEND=$* $(BIN)/python -m pytest
+	KERAS_BACKEND=$* $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .
