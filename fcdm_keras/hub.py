@@ -25,14 +25,19 @@ def _quiet():
         os.close(nowhere)
 
 
-if keras.backend.backend() != "tensorflow" and importlib.util.find_spec("tensorflow") is not None:
+def hide_tensorflow_gpus():
+    """Imports TensorFlow, where it is installed, and under another backend hides the GPUs from it."""
+    if keras.backend.backend() == "tensorflow" or importlib.util.find_spec("tensorflow") is None:
+        return
     with _quiet():
         import tensorflow
 
         with contextlib.suppress(RuntimeError):  # the program that imports us has used TensorFlow already: its choice
             tensorflow.config.set_visible_devices([], "GPU")
-        import keras_hub
-else:
+
+
+hide_tensorflow_gpus()
+with _quiet() if keras.backend.backend() != "tensorflow" else contextlib.nullcontext():
     import keras_hub
 
-__all__ = ["keras_hub"]
+__all__ = ["hide_tensorflow_gpus", "keras_hub"]

@@ -38,6 +38,17 @@ class TrainConfig:
     image_size: int
     num_classes: int
     steps: int
+    latent_channels: int = 4
+    latent_scale: float = 0.18215  # of SD's autoencoders
+    latents: str = ""
+    source: str = ""
+    data_dir: str = ""
+    vae: str = ""
+    cache: bool = True
+    flips: bool = True
+    sample_posterior: bool = True
+    data_workers: int = 0
+    init_from: str = ""
     global_batch_size: int = 256
     accumulation_steps: int = 1
     learning_rate: float = 1e-4
@@ -66,7 +77,18 @@ HELP = {
     "dataset": "data set",
     "model": "model size: " + ", ".join(MODEL_SIZES),
     "image_size": "side of the images, pixels",
-    "num_classes": "number of classes",
+    "num_classes": "number of classes; default the latent store's",
+    "latent_channels": "channels of the latents",
+    "latent_scale": "factor between the autoencoder's latents and what is diffused; the latent store's must equal it",
+    "latents": "latent store, made by `python -m fcdm_keras.encode`",
+    "source": "images for --no-cache: folder of class folders, or TFDS name; default the recipe's data set",
+    "data_dir": "folder of TensorFlow Datasets",
+    "vae": "autoencoder that decodes samples: folder or Hub id; default what the latent store was made with",
+    "cache": "train from a latent store; --no-cache: keep the images in memory and encode every batch (small sets)",
+    "flips": "mirror half of the images",
+    "sample_posterior": "draw latents from the autoencoder's posterior anew at each read; else its mean",
+    "data_workers": "processes that read training data; 0 reads in this one",
+    "init_from": "start from the weights of a preset, run or reference checkpoint (.pt)",
     "steps": "optimizer steps in all",
     "global_batch_size": "images per optimizer step, over all devices and micro-batches",
     "accumulation_steps": "micro-batches per optimizer step; divides the global batch size",
@@ -99,15 +121,22 @@ CHOICES = {
 }
 # May change when a run is resumed; everything else must stay as it was.
 MAY_CHANGE = {
-    "steps", "gradient_checkpointing", "torch_compile", "log_every", "sample_every", "ckpt_every", "keep_last",
-    "keep_every", "sampler", "num_sampling_steps", "cfg_scale", "results_dir",
+    "steps", "latents", "source", "data_dir", "vae", "data_workers", "gradient_checkpointing", "torch_compile",
+    "log_every", "sample_every", "ckpt_every", "keep_last", "keep_every", "sampler", "num_sampling_steps", "cfg_scale",
+    "results_dir",
 }  # fmt: skip
 
 
 def _imagenet(image_size, model, steps):
     name = f"imagenet{image_size}-{model.lower()}"
     return TrainConfig(
-        recipe=name, dataset="imagenet2012", model=model, image_size=image_size, num_classes=1000, steps=steps
+        recipe=name,
+        dataset="imagenet2012",
+        model=model,
+        image_size=image_size,
+        num_classes=1000,
+        steps=steps,
+        data_workers=4,
     )
 
 
@@ -122,6 +151,9 @@ RECIPES = {
             image_size=8,
             num_classes=10,
             steps=1200,
+            latent_channels=1,
+            latent_scale=1.0,
+            flips=False,
             global_batch_size=128,
             learning_rate=1e-3,
             ema_decay=0.999,

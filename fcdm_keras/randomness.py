@@ -85,11 +85,6 @@ def normal(keys, shape):
     return ops.reshape(values[:, :count], (-1, *shape))
 
 
-def permutation(seed, epoch, size):
-    """The order of `size` samples in an epoch, on the host: int64 NumPy array."""
-    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch])).permutation(size)
-
-
 def _words(keys, count):
     """Two `(B, count)` tensors of random words."""
     return threefry((keys[0][:, None], keys[1][:, None]), (ops.arange(count)[None, :], 0))
