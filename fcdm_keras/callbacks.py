@@ -74,7 +74,8 @@ class StepLog(StepCallback):
         if not self.due(self.every):
             return
         speed = self._steps * self.batch_size / self._seconds
-        row = {"step": self.step, **{name: float(value) for name, value in logs.items()}, "images_per_second": speed}
+        metrics = {metric.name: float(logs[metric.name]) for metric in self.model.metrics}
+        row = {"step": self.step, **metrics, "images_per_second": speed}
         for writer in self.writers:
             writer(row)
         self._seconds, self._steps = 0.0, 0
