@@ -2,9 +2,11 @@
 
 from fcdm_keras.callbacks import read_csv
 
+DIFFUSION = {"mse": "noise, mean squared error", "vb": "variational bound, bits/dim"}
 
-def plot_losses(log, path):
-    """Draws the loss curves of a `log.csv` to a PNG: mse and vb over steps, logarithmic."""
+
+def plot_losses(log, path, curves=DIFFUSION):
+    """Draws two columns of a `log.csv` over the steps to a PNG, logarithmic; `curves` gives their axis labels."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -13,10 +15,7 @@ def plot_losses(log, path):
     rows = read_csv(log)
     steps = [row["step"] for row in rows]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, name, label in (
-        (axes[0], "mse", "noise, mean squared error"),
-        (axes[1], "vb", "variational bound, bits/dim"),
-    ):
+    for axis, (name, label) in zip(axes, curves.items(), strict=True):
         axis.plot(steps, [row[name] for row in rows])
         axis.set(xlabel="step", ylabel=label, yscale="log")
         axis.grid(alpha=0.3, which="both")

@@ -122,8 +122,10 @@ class ClassToImage(keras_hub.models.Task):
                 ops.convert_to_tensor(guidance_scale, "float32"),
                 *randomness.word_tensors(words),
             )
-            images.append(ops.convert_to_numpy(to_uint8(self.autoencoder.decode(latents))))
-        empty = np.zeros((0, *(side * self.autoencoder.downsampling_factor for side in shape[:2]), shape[2]), "uint8")
+            decoded = self.autoencoder.decode(self.autoencoder.from_diffusion(latents))
+            images.append(ops.convert_to_numpy(to_uint8(decoded)))
+        sides = (side * self.autoencoder.downsampling_factor for side in shape[:2])
+        empty = np.zeros((0, *sides, self.autoencoder.in_channels), "uint8")
         return np.concatenate([empty, *images])[: len(labels)] if images else empty
 
     def predict(self, x, batch_size=64, verbose="auto", **options):
