@@ -4,8 +4,8 @@
     python train_imagenet.py --recipe photos                              # embedded photographs, with an autoencoder
     python train_imagenet.py --recipe imagenet256-xl --latents latents/   # the paper's settings (table 7)
 
-KERAS_BACKEND=jax, torch or tensorflow chooses the backend. Latents are made by `python -m fcdm_keras.encode`. The same command resumes a run that was stopped at any moment. Every
-field of a recipe is a flag; see --help.
+KERAS_BACKEND=jax, torch or tensorflow chooses the backend. Latents are made by `python -m fcdm_keras.encode`. The same
+command resumes a run that was stopped at any moment. Every field of a recipe is a flag; see --help.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import sys
 import time
 
+from fcdm_keras.files import write_atomically
 from fcdm_keras.presets import add_config_flags, config_from_flags, config_to_json
 from fcdm_keras.run_folder import open_run
 
@@ -71,6 +72,19 @@ def with_data(config, options):
     return config
 
 
+def prepare_photos(config, folder):
+    """Trains an autoencoder on the embedded photographs and encodes them; what is there already is kept."""
+    from fcdm_keras import encode, train_vae
+
+    autoencoder, latents = folder / "autoencoder", folder / "latents"
+    if not (autoencoder / "scores.json").exists():
+        train_vae.main([f"--output={autoencoder}", f"--seed={config.seed}"])
+    image_size, vae = f"--image-size={config.image_size}", f"--vae={autoencoder / 'vae'}"
+    if not (latents / "store.json").exists():
+        encode.main(["--source=photos", vae, image_size, f"--output={latents}"])
+    return dataclasses.replace(config, latents=str(latents))
+
+
 def score(config, trainer, task):
     """Draws digits with the EMA weights and scores them."""
     import numpy as np
@@ -109,8 +123,6 @@ def main(arguments=None):
     try:
         folder = open_run(config)
         if config.dataset == "photos" and config.cache and not config.latents:
-            from fcdm_keras.data.photos import prepare_photos
-
             config = prepare_photos(config, folder)
         from fcdm_keras.fitting import fit_run
 
@@ -123,7 +135,7 @@ def main(arguments=None):
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command resumes from the last checkpoint.")
     scores["seconds"] = round(time.perf_counter() - began, 1)
-    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    write_atomically(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
     print(f"  {scores['seconds']:.0f} s in all; images, curves, scores and the model are in {folder}/")
 
 

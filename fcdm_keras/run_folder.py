@@ -8,9 +8,9 @@ runs/digits/
   scores.json       scores of the samples (digits)
 """
 
-import os
 from pathlib import Path
 
+from fcdm_keras.files import write_atomically
 from fcdm_keras.presets import MAY_CHANGE, config_from_json, config_to_json
 
 
@@ -30,9 +30,7 @@ def open_run(config):
         _check_same(stored_config(folder), config, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "config.json.tmp"
-        temporary.write_text(config_to_json(config))
-        os.replace(temporary, file)
+        write_atomically(file, config_to_json(config))
     except OSError as error:
         raise OSError(f"The run folder {folder} cannot be written to: {error.strerror or error}.") from None
     return folder

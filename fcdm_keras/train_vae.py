@@ -23,7 +23,8 @@ import shutil
 import sys
 import time
 
-from fcdm_keras.vae_config import add_flags, config_from_flags, open_folder, write_atomically
+from fcdm_keras.files import write_atomically
+from fcdm_keras.vae_config import add_flags, config_from_flags, open_folder
 
 FIELDS = ("step", "loss", "reconstruction", "kl", "images_per_second")
 CURVES = {"reconstruction": "error of the values in [−1, 1]", "kl": "KL divergence, nats per value"}

@@ -4,8 +4,9 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
+
+from fcdm_keras.files import write_atomically
 
 
 def _field(default, help, **options):
@@ -126,13 +127,6 @@ def open_folder(output, config):
     except OSError as error:
         raise OSError(f"The run folder {folder} cannot be written to: {error.strerror or error}.") from None
     return folder
-
-
-def write_atomically(path, text):
-    """Writes a text file that is whole or absent at any moment."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _widths(text):

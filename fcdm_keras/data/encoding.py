@@ -13,8 +13,9 @@ from keras import ops
 from tqdm import tqdm
 
 from fcdm_keras import engine
-from fcdm_keras.data.latent_store import METADATA, ShardWriter, StoreMetadata, write_atomically
+from fcdm_keras.data.latent_store import METADATA, ShardWriter, StoreMetadata
 from fcdm_keras.data.transforms import UnreadableImageError
+from fcdm_keras.files import write_atomically
 
 
 class StoreEncoder:

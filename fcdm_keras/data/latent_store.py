@@ -23,6 +23,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from fcdm_keras.data.order import augmentation
+from fcdm_keras.files import write_atomically
 
 FORMAT_VERSION = 1
 METADATA = "store.json"
@@ -94,7 +95,7 @@ def check_fit(metadata, config):
         ("classes:", metadata.num_classes, config.num_classes, "--num-classes"),
         ("the latent scale", metadata.scale, config.latent_scale, "--latent-scale"),
     ):
-        if not math.isclose(stored, wanted, rel_tol=1e-6):
+        if wanted and not math.isclose(stored, wanted, rel_tol=1e-6):
             raise ValueError(
                 f"The latent store {config.latents} does not fit the run: it holds {what} {stored}, and the run asks "
                 f"for {wanted}; pass {cure} {stored}, or use another store."
@@ -254,16 +255,6 @@ def checksum(path):
     """SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path, text):
-    """Writes a small file so that it is whole or absent at any moment."""
-    temporary = path.with_name(f".unfinished-{path.name}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _guarded(function, *args):

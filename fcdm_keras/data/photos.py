@@ -6,6 +6,8 @@
 
 import numpy as np
 
+from fcdm_keras.data.transforms import Example
+
 CLASS_NAMES = ("china", "flower", "grace_hopper")
 HELD_OUT = 256  # pixels of the longer side
 SPLITS = ("train", "held_out")
@@ -45,6 +47,30 @@ def load_regions(split):
         raise ValueError(f'split must be "train" or "held_out". Received: {split!r}')
     part = slice(None, -HELD_OUT) if split == "train" else slice(-HELD_OUT, None)
     return [photo[:, part] if photo.shape[1] > photo.shape[0] else photo[part] for photo in _photographs()]
+
+
+class PhotoSource:
+    """The crops as a source of labelled images, see `fcdm_keras.data.sources`.
+
+    Args:
+        split: `"train"` or `"held_out"`.
+        size: side of the crops in pixels.
+        stride: pixels from one crop to the next.
+    """
+
+    name, class_names = "photos", CLASS_NAMES
+
+    def __init__(self, split="train", size=96, stride=12):
+        self.split = split
+        self._crops, self._labels, _ = load_photos(split, size, stride)
+
+    def __len__(self):
+        return len(self._labels)
+
+    def read(self, start, stop):
+        for place in range(start, min(stop, len(self))):
+            label = int(self._labels[place])
+            yield Example(self._crops[place], label, f"{CLASS_NAMES[label]}/{place}")
 
 
 def _photographs():

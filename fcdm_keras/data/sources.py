@@ -5,33 +5,14 @@ A source has `name` (what it was opened with), `split`, `class_names`, a length,
 one can be named and skipped.
 """
 
-import dataclasses
 import os
 from pathlib import Path
 
 import numpy as np
 
-from fcdm_keras.data.transforms import UnreadableImageError, center_crop, decode_image
+from fcdm_keras.data.transforms import Example, UnreadableImageError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One labelled image: the file's bytes, or uint8 `(H, W, 3)`."""
-
-    image: bytes | np.ndarray
-    label: int
-    key: str
-
-    def decoded(self):
-        """uint8 `(H, W, 3)`. Raises UnreadableImageError."""
-        return decode_image(self.image) if isinstance(self.image, bytes) else self.image
-
-    def cropped(self, size):
-        """ADM's centre crop, uint8 `(size, size, 3)`, and whether the image was enlarged for it."""
-        image = self.decoded()
-        return center_crop(image, size), min(image.shape[:2]) < size
 
 
 def open_source(name, split="train", data_dir=None):

@@ -10,9 +10,10 @@ from fcdm_keras.autoencoders import Identity, KLAutoencoder
 from fcdm_keras.data.batches import ArraySource, training_batches
 from fcdm_keras.data.digits import load_digits
 from fcdm_keras.data.encoding import compiled_posterior
-from fcdm_keras.data.latent_store import LatentStore, StoreSource, check_fit, write_atomically
+from fcdm_keras.data.latent_store import LatentStore, StoreSource, check_fit
 from fcdm_keras.data.order import augmentation
 from fcdm_keras.data.sources import open_source, read_images
+from fcdm_keras.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _encoded_on_the_fly(config):
             f"--num-classes {len(source.class_names)}."
         )
     autoencoder = KLAutoencoder.from_diffusers(config.vae)
-    if not np.isclose(autoencoder.scale, config.latent_scale, rtol=1e-6):
+    if config.latent_scale and not np.isclose(autoencoder.scale, config.latent_scale, rtol=1e-6):
         raise ValueError(
             f"The autoencoder {config.vae} has the latent scale {autoencoder.scale}, and the run asks for "
             f"{config.latent_scale}; pass --latent-scale {autoencoder.scale}."

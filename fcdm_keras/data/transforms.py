@@ -1,5 +1,6 @@
 """Images as they are on disk, to the square uint8 arrays that are encoded or trained on. Pillow and NumPy only."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -77,3 +78,21 @@ def center_crop(image, size):
 def to_float(images):
     """uint8 images to float32 in [−1, 1], of any shape."""
     return np.asarray(images, np.float32) / 127.5 - 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One labelled image: the file's bytes, or uint8 `(H, W, 3)`."""
+
+    image: bytes | np.ndarray
+    label: int
+    key: str
+
+    def decoded(self):
+        """uint8 `(H, W, 3)`. Raises UnreadableImageError."""
+        return decode_image(self.image) if isinstance(self.image, bytes) else self.image
+
+    def cropped(self, size):
+        """ADM's centre crop, uint8 `(size, size, 3)`, and whether the image was enlarged for it."""
+        image = self.decoded()
+        return center_crop(image, size), min(image.shape[:2]) < size
