@@ -51,9 +51,12 @@ def verify(folder):
     from fcdm_keras.data.latent_store import LatentStore
 
     store = LatentStore(folder)
-    problems = store.verify()
-    if problems:
-        sys.exit("error: " + " ".join(problems))
+    damaged = store.damaged_shards()
+    if damaged:
+        sys.exit(
+            f"error: {', '.join(map(str, damaged))}: the contents do not match the checksum; delete each with its .json, and "
+            "store.json, and run the encode command again."
+        )
     print(f"{folder}: {describe(store.metadata)}; all {len(store.metadata.shards)} shards match their checksums.")
 
 

@@ -222,7 +222,8 @@ def check_config(config):
     """Raises ValueError, in one sentence, for a value that cannot be trained with."""
     for name, lowest in (
         ("image_size", 4), ("num_classes", 1), ("steps", 1), ("global_batch_size", 1), ("accumulation_steps", 1),
-        ("log_every", 1), ("sample_every", 0), ("ckpt_every", 1), ("keep_last", 1), ("keep_every", 0), ("cfg_scale", 0),
+        ("latent_channels", 1), ("latent_scale", 0), ("data_workers", 0), ("log_every", 1), ("sample_every", 0),
+        ("ckpt_every", 1), ("keep_last", 1), ("keep_every", 0), ("cfg_scale", 0),
         ("clip_norm", 0), ("weight_decay", 0), ("seed", 0),
     ):  # fmt: skip
         if not getattr(config, name) >= lowest:

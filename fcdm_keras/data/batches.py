@@ -6,6 +6,7 @@ with the batch that it would have seen. No Keras here: data workers import this 
 
 import grain
 import numpy as np
+from absl import flags
 
 from fcdm_keras.data.order import EpochOrder
 
@@ -67,5 +68,7 @@ def training_batches(source, batch_size, steps, seed, start=0, workers=0):
     batches = grain.MapDataset.source(ShuffledBatches(source, batch_size, steps, seed))[start:]
     if not workers:
         return batches
+    if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's flags, which only absl's programs parse
+        flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=1)).mp_prefetch(options)

@@ -17,6 +17,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -27,7 +28,15 @@ from fcdm_keras.files import write_atomically
 
 FORMAT_VERSION = 1
 METADATA = "store.json"
-_RANDOM_ACCESS = {"readahead_buffer_size": "0", "max_parallelism": "0"}
+
+
+class _ShardFile(NamedTuple):
+    """What array_record takes so as not to open every file for its length."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +137,10 @@ class LatentStore:
                     f"{file} {found}, and {shard['bytes']:,} were written: the store is incomplete; copy it again, or "
                     "delete the shard, its .json and store.json and run the same encode command."
                 )
-        files = [str(self.folder / shard["file"]) for shard in self.metadata.shards if shard["images"]]
-        self._records = ArrayRecordDataSource(files, _RANDOM_ACCESS) if files else ()
+        per_image = 2 if self.metadata.flips else 1
+        shards = [shard for shard in self.metadata.shards if shard["images"]]
+        files = [_ShardFile(str(self.folder / s["file"]), 0, s["images"] * per_image, s["images"]) for s in shards]
+        self._records = ArrayRecordDataSource(files, {"max_parallelism": "0"})
 
     def __len__(self):
         return self.metadata.num_images
@@ -150,16 +161,19 @@ class LatentStore:
             records = 2 * images + (0 if flipped is None else np.asarray(flipped, int))
         elif flipped is not None and np.any(flipped):
             raise ValueError(f"{self.folder} holds no flipped images: it was encoded with --no-flips.")
-        encoded = self._records.__getitems__(records.tolist())
+        try:
+            encoded = self._records.__getitems__(records.tolist())
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.folder} is damaged ({str(error).partition(';')[0]}); `python -m fcdm_keras.encode --verify "
+                f"{self.folder}` tells which shards are."
+            ) from None
         return unpack_records(encoded, self.metadata.latent_shape)
 
-    def verify(self):
-        """Compares every shard with its checksum. Returns one sentence per damaged shard."""
-        problems = []
-        for shard in self.metadata.shards:
-            if checksum(self.folder / shard["file"]) != shard["sha256"]:
-                problems.append(f"{self.folder / shard['file']} does not match its checksum.")
-        return problems
+    def damaged_shards(self):
+        """Compares every shard with its checksum. Returns the files that do not match."""
+        files = ((self.folder / shard["file"], shard["sha256"]) for shard in self.metadata.shards)
+        return [file for file, expected in files if checksum(file) != expected]
 
     def __reduce__(self):  # to worker processes
         return type(self), (self.folder,)

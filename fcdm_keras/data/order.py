@@ -11,12 +11,17 @@ _AUGMENTATION = 2**64 - 1  # second word of the key; epochs are the others'
 
 def permutation(seed, epoch, size):
     """The order of `size` samples in an epoch: int64 array."""
-    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch])).permutation(size)
+    return _generator(seed, epoch).permutation(size)
 
 
 def augmentation(seed, place):
     """A NumPy generator for whatever is random about the sample at a place: flip, posterior noise."""
-    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), _AUGMENTATION], counter=[0, 0, 0, place]))
+    return _generator(seed, _AUGMENTATION, place)
+
+
+def _generator(seed, stream, place=0):
+    key, counter = np.array([seed & (2**64 - 1), stream], np.uint64), np.array([0, 0, 0, place], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 class EpochOrder:
