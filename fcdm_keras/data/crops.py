@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grain
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fcdm_keras.data import photos
 from fcdm_keras.data.transforms import UnreadableImageError, decode_image
@@ -145,7 +145,7 @@ def _usable(files, source, size, resize):
     for file in files:
         try:
             with Image.open(file) as image:
-                shorter = min(ImageOps.exif_transpose(image).size if image.getexif() else image.size)
+                shorter = min(image.size)
         except Exception:  # Pillow raises many kinds
             unreadable.append(file.name)
             continue
