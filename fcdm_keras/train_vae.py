@@ -28,7 +28,7 @@ from fcdm_keras.vae_config import add_flags, config_from_flags, open_folder, wri
 FIELDS = ("step", "loss", "reconstruction", "kl", "images_per_second")
 CURVES = {"reconstruction": "error of the values in [−1, 1]", "kl": "KL divergence, nats per value"}
 SHOWN, COLUMNS = 32, 16  # held-out images in the grid
-MEASURED = 512  # crops that the latents' scale is measured on
+MEASURED = 256  # crops that the latents' scale is measured on
 
 
 def parse(arguments=None):
@@ -190,6 +190,8 @@ def main(arguments=None):
         for note in notes:
             print(f"note: {note}")
         autoencoder = train(config, folder, images, held_out)
+        for file, reason in getattr(images, "skipped", {}).items():
+            print(f"note: {file} was left out: {reason}")
         scores = export(config, autoencoder, folder, images, held_out)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

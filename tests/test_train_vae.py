@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,18 +113,34 @@ def image_folder(folder):
 
 def test_a_folder_of_images(tmp_path):
     images, held_out, notes = crops.open_images(str(image_folder(tmp_path)), 16)
-    assert notes == [
+    cut = f"{tmp_path}/cut.png is left out: image file is truncated"
+    assert notes[:2] == [
         "1 of 11 images are left out, which cannot be read: broken.jpg",
         "1 of 11 images are left out, smaller than 16 pixels: small.png",
     ]
-    assert held_out.shape == (1, 16, 16, 3) and len(images) == 8
-    pictures = [images[i] for i in range(8)]
+    assert held_out.shape == (1, 16, 16, 3) and len(images) == 9 - 1 - len(notes[2:])
+    pictures = [images[i] for i in range(len(images))]
     assert all(picture.shape[0] == 40 and picture.shape[2] == 3 for picture in pictures)
-    assert [file.name for file in images.skipped] == ["cut.png"]
-    place = [file.name for file in images.files].index("cut.png")  # the next one stands for it
-    np.testing.assert_array_equal(pictures[place], pictures[(place + 1) % 8])
+    assert notes[2:] == [cut] or [file.name for file in images.skipped] == ["cut.png"]
     smaller, _, _ = crops.open_images(str(tmp_path), 16, resize=20)
-    assert {smaller[i].shape[0] for i in range(8)} == {20}
+    assert {smaller[i].shape[0] for i in range(len(smaller))} == {20}
+
+
+def test_an_image_that_cannot_be_read_stands_for_the_next(tmp_path):
+    folder = image_folder(tmp_path)
+    files = [folder / "deep" / "0.png", folder / "cut.png", folder / "broken.jpg", folder / "deep" / "1.png"]
+    images = crops.ImageFiles(files, 16)
+    np.testing.assert_array_equal(images[1], images[3])
+    assert list(images.skipped) == files[1:3] and len(images) == 4
+    with pytest.raises(ValueError, match="None of 1 images can be read, such as .*broken.jpg: it is no image"):
+        crops.ImageFiles(files[2:3], 16)[0]
+
+
+def only_damaged(folder):
+    for name in ("a", "b"):
+        (image_folder(folder / name) / "cut.png").rename(folder / f"{name}.png")
+        shutil.rmtree(folder / name)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -131,6 +148,7 @@ def test_a_folder_of_images(tmp_path):
     [
         (lambda folder: folder / "nowhere", "There is no folder .*nowhere; give a folder of images"),
         (lambda folder: folder, "holds no images"),
+        (only_damaged, r"1 of 2 images cannot be read, such as .*(a|b).png: image file is truncated"),
         (lambda folder: image_folder(folder) / "deep" / "er", r"at least two images .*Received: 0 \(1 of 1 images"),
     ],
 )
