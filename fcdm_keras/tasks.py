@@ -51,6 +51,7 @@ class ClassToImage(keras_hub.models.Task):
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self._latent_shape(self.image_size)
         self._compiled = {}
+        self.built = True  # all parts are, and a preset keeps the weights of the autoencoder
 
     def generate(
         self,

@@ -29,7 +29,7 @@ from fcdm_keras.vae_config import add_flags, config_from_flags, open_folder
 FIELDS = ("step", "loss", "reconstruction", "kl", "images_per_second")
 CURVES = {"reconstruction": "error of the values in [−1, 1]", "kl": "KL divergence, nats per value"}
 SHOWN, COLUMNS = 32, 16  # held-out images in the grid
-MEASURED = 512  # crops that the latents' scale is measured on
+MEASURED = 256  # crops that the latents' scale is measured on
 
 
 def parse(arguments=None):
@@ -68,20 +68,22 @@ def build_trainer(config):
         dtype=config.precision,
     )
     trainer = AutoencoderTrainer(
-        autoencoder, loss=config.loss, kl_weight=config.kl_weight, ema_decay=config.ema_decay, seed=config.seed
+        autoencoder,
+        loss=config.loss,
+        kl_weight=config.kl_weight,
+        ema_decay=config.ema_decay,
+        accumulation_steps=config.accumulation_steps,
+        seed=config.seed,
     )
     trainer.compile(AdamW(config.learning_rate, global_clipnorm=config.clip_norm or None))
     return trainer
 
 
-def averaged(trainer, **changes):
-    """The autoencoder with the averaged weights in float32, and with changes to its configuration."""
+def averaged(trainer):
+    """An autoencoder of the trainer's architecture, in float32, to hold the averaged weights."""
     from fcdm_keras.autoencoders import KLAutoencoder
 
-    config = {**trainer.autoencoder.get_config(), "dtype": "float32", **changes}
-    autoencoder = KLAutoencoder.from_config(config)
-    trainer.ema.copy_to(autoencoder)
-    return autoencoder
+    return KLAutoencoder.from_config({**trainer.autoencoder.get_config(), "dtype": "float32"})
 
 
 def draw_grid(autoencoder, held_out, folder):
@@ -101,7 +103,7 @@ def draw_grid(autoencoder, held_out, folder):
 
 
 def train(config, folder, images, held_out):
-    """Trains to the last step, resuming what is in `folder`. Returns the trainer."""
+    """Trains to the last step, resuming what is in `folder`. Returns the autoencoder with the averaged weights."""
     import keras
 
     from fcdm_keras import callbacks
@@ -112,6 +114,7 @@ def train(config, folder, images, held_out):
     manager = CheckpointManager(folder / "checkpoints", keep_last=2)
     trainer = build_trainer(config)
     start = manager.restore(trainer) or 0
+    average = averaged(trainer)
     print(
         f"{folder}: autoencoder of factor {config.downsampling_factor}, {trainer.autoencoder.count_params():,} "
         f"parameters, {len(images):,} images of {config.source}, {len(held_out):,} crops held out, Keras "
@@ -123,7 +126,8 @@ def train(config, folder, images, held_out):
     class Grid(callbacks.StepCallback):
         def on_step(self, logs):
             if self.due(config.sample_every):
-                draw_grid(averaged(trainer), held_out, folder)
+                trainer.ema.copy_to(average)
+                draw_grid(average, held_out, folder)
 
     if start < config.steps:
         progress = callbacks.Progress(config.steps)
@@ -141,19 +145,20 @@ def train(config, folder, images, held_out):
             ],
         )
     plot_losses(folder / "log.csv", folder / "loss.png", CURVES)
-    return trainer
+    trainer.ema.copy_to(average)
+    return average
 
 
-def export(config, trainer, folder, images, held_out):
-    """Measures, writes the autoencoder, grid and scores. Returns the scores."""
+def export(config, autoencoder, folder, images, held_out):
+    """Measures, sets scale and shift, writes the autoencoder, grid and scores. Returns the scores."""
     import numpy as np
 
     from fcdm_keras.data.crops import RandomCrops
     from fcdm_keras.evaluation.reconstruction import latent_moments, psnr, reconstruct
 
     crops = RandomCrops(images, config.image_size, MEASURED, 1, config.seed)[0]["images"]
-    mean, std = latent_moments(averaged(trainer), crops)
-    autoencoder = averaged(trainer, scaling_factor=1.0 / std, shift_factor=mean)
+    mean, std = latent_moments(autoencoder, crops)
+    autoencoder.scaling_factor, autoencoder.shift_factor = 1.0 / std, mean
     autoencoder.save_diffusers(folder / ".unfinished-vae")
     shutil.rmtree(folder / "vae", ignore_errors=True)
     os.replace(folder / ".unfinished-vae", folder / "vae")
@@ -185,8 +190,10 @@ def main(arguments=None):
         images, held_out, notes = open_images(config.source, config.image_size, config.resize)
         for note in notes:
             print(f"note: {note}")
-        trainer = train(config, folder, images, held_out)
-        scores = export(config, trainer, folder, images, held_out)
+        autoencoder = train(config, folder, images, held_out)
+        for file, reason in getattr(images, "skipped", {}).items():
+            print(f"note: {file} was left out: {reason}")
+        scores = export(config, autoencoder, folder, images, held_out)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

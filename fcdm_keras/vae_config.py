@@ -26,6 +26,7 @@ class VAEConfig:
     norm_num_groups: int = _field(8, "groups of the norms; divides every width")
     steps: int = _field(2000, "optimizer steps in all")
     batch_size: int = _field(16, "crops per step")
+    accumulation_steps: int = _field(1, "micro-batches per step, to save memory; divides the batch size")
     learning_rate: float = _field(1e-3, "constant step size of AdamW")
     clip_norm: float = _field(1.0, "clip the gradients to this global norm; 0 is off")
     loss: str = _field("l1", "l1 or l2: absolute or squared error", choices=("l1", "l2"))
@@ -72,8 +73,8 @@ def check(config):
     """Raises ValueError, in one sentence, for a value that cannot be trained with."""
     for name, lowest in (
         ("image_size", 1), ("resize", 0), ("layers_per_block", 1), ("latent_channels", 1), ("norm_num_groups", 1),
-        ("steps", 1), ("batch_size", 1), ("clip_norm", 0), ("kl_weight", 0), ("ema_decay", 0), ("seed", 0),
-        ("log_every", 1), ("sample_every", 0), ("ckpt_every", 1),
+        ("steps", 1), ("batch_size", 1), ("accumulation_steps", 1), ("clip_norm", 0), ("kl_weight", 0),
+        ("ema_decay", 0), ("seed", 0), ("log_every", 1), ("sample_every", 0), ("ckpt_every", 1),
     ):  # fmt: skip
         value = getattr(config, name)
         if not (value >= lowest and math.isfinite(value)):
@@ -91,6 +92,11 @@ def check(config):
         raise ValueError(
             f"image_size must be a multiple of {config.downsampling_factor}, the downsampling factor of "
             f"{len(config.block_out_channels)} levels. Received: {config.image_size}"
+        )
+    if config.batch_size % config.accumulation_steps:
+        raise ValueError(
+            f"batch_size must be divisible by accumulation_steps={config.accumulation_steps}. "
+            f"Received: {config.batch_size}"
         )
     if 0 < config.resize < config.image_size:
         raise ValueError(f"resize must be at least image_size={config.image_size}. Received: {config.resize}")

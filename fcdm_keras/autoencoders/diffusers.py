@@ -160,8 +160,8 @@ def _options(path):
         if any(one != known for one in (value if isinstance(value, list) else [value])):
             raise ValueError(f"{path}: only {name} = {json.dumps(known)} is supported. Received: {json.dumps(value)}")
     options = {name: config[name] for name in (*_SIZES, *_SWITCHES) if name in config}
-    if "block_out_channels" not in options:
-        raise ValueError(f"{path} has no block_out_channels; it is no configuration of an autoencoder.")
+    if not isinstance(options.get("block_out_channels"), list):
+        raise ValueError(f"{path} has no list block_out_channels; it is no configuration of an autoencoder.")
     if config.get("out_channels", 3) != config.get("in_channels", 3):
         raise ValueError(f"{path}: out_channels must equal in_channels. Received: {config.get('out_channels')}")
     for name, default in (("scaling_factor", 0.18215), ("shift_factor", 0.0)):
@@ -171,7 +171,7 @@ def _options(path):
             raise ValueError(f"{path}: {name} must be a number. Received: {value!r}")
     try:
         KLAutoencoder.check_sizes(**{name: options[name] for name in _SIZES if name in options})
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return options
 

@@ -275,5 +275,6 @@ class KLAutoencoder(keras.Model):
 
 
 def sample_posterior(mean, logvar, noise):
-    """`mean + exp(logvar / 2) · noise`, all of one shape."""
+    """`mean + exp(logvar / 2) · noise`, all of one shape: float32 tensor."""
+    mean, logvar, noise = (ops.cast(part, "float32") for part in (mean, logvar, noise))
     return mean + ops.exp(0.5 * logvar) * noise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grain
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fcdm_keras.data import photos
 from fcdm_keras.data.transforms import UnreadableImageError, decode_image
@@ -35,13 +35,14 @@ def open_images(source, size, resize=0):
         ValueError: it holds fewer than two images that are large enough.
     """
     if source == "photos" and not os.path.isdir(source):
-        return photos.load_regions("train"), photos.load_photos("held_out", size, stride=size)[0], []
+        held_out, _, _ = photos.load_photos("held_out", size, stride=size)
+        return photos.load_regions("train"), held_out[:: -(-len(held_out) // HELD_OUT_LIMIT)], []
     files, notes = _usable(_image_files(source), source, size, resize)
     order = np.random.Generator(np.random.Philox(key=0)).permutation(len(files))
-    count = min(HELD_OUT_LIMIT, max(1, round(HELD_OUT_SHARE * len(files))))
-    held_out = ImageFiles([files[i] for i in order[:count]], size, resize)
-    crops = [_cut(held_out[i], size, [(side - size) // 2 for side in held_out[i].shape[:2]]) for i in range(count)]
-    return ImageFiles([files[i] for i in order[count:]], size, resize), np.stack(crops), notes
+    files = ImageFiles([files[i] for i in order], size, resize)
+    held_out, rest = _center_crops(files, min(HELD_OUT_LIMIT, max(1, round(HELD_OUT_SHARE * len(files)))))
+    notes += [f"{file} is left out: {reason}" for file, reason in files.skipped.items()]
+    return ImageFiles(files.files[rest:], size, resize), held_out, notes
 
 
 class ImageFiles:
@@ -65,12 +66,13 @@ class ImageFiles:
             file = self.files[place % len(self)]
             if file not in self.skipped:
                 try:
-                    return self._read(file)
+                    return self.read(file)
                 except (UnreadableImageError, OSError) as error:
                     self.skipped[file] = str(error)
         raise ValueError(f"None of {len(self)} images can be read, such as {self.files[0]}: {self.skipped[file]}")
 
-    def _read(self, file):
+    def read(self, file):
+        """Decodes a file. Raises UnreadableImageError if it is damaged or smaller than a crop."""
         if file in self._cache:
             return self._cache[file]
         image = decode_image(file.read_bytes())
@@ -129,6 +131,22 @@ def _cut(image, size, corner):
     return image[top : top + size, left : left + size]
 
 
+def _center_crops(files, count):
+    """Crops from the middles of the first `count` files that can be read, and how many files that took."""
+    crops = []
+    for place, file in enumerate(files.files[:-1], 1):
+        try:
+            image = files.read(file)
+        except (UnreadableImageError, OSError) as error:
+            files.skipped[file] = str(error)
+            continue
+        crops.append(_cut(image, files.size, [(side - files.size) // 2 for side in image.shape[:2]]))
+        if len(crops) == count:
+            return np.stack(crops), place
+    damaged, reason = next(iter(files.skipped.items()))
+    raise ValueError(f"{len(files.skipped)} of {len(files)} images cannot be read, such as {damaged}: {reason}.")
+
+
 def _image_files(source):
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -145,7 +163,7 @@ def _usable(files, source, size, resize):
     for file in files:
         try:
             with Image.open(file) as image:
-                shorter = min(ImageOps.exif_transpose(image).size if image.getexif() else image.size)
+                shorter = min(image.size)
         except Exception:  # Pillow raises many kinds
             unreadable.append(file.name)
             continue

@@ -23,11 +23,11 @@ def psnr(images, reconstructions):
 
 def reconstruct(autoencoder, images, batch_size=16):
     """uint8 `(N, H, W, C)` images encoded to the posterior's mean, decoded, and made uint8 again."""
-    parts = []
-    for start in range(0, len(images), batch_size):
-        mean, _ = autoencoder.encode(images[start : start + batch_size])
-        parts.append(ops.convert_to_numpy(to_uint8(autoencoder.decode(mean))))
-    return np.concatenate(parts)
+
+    def there_and_back(batch):
+        return ops.convert_to_numpy(to_uint8(autoencoder.decode(autoencoder.encode(batch)[0])))
+
+    return _in_batches(there_and_back, images, batch_size)
 
 
 def latent_moments(autoencoder, images, batch_size=16):
@@ -35,10 +35,19 @@ def latent_moments(autoencoder, images, batch_size=16):
 
     `E[z] = E[mean]` and `Var[z] = Var[mean] + E[exp(logvar)]`: no noise has to be drawn.
     """
-    means, variances = [], []
-    for start in range(0, len(images), batch_size):
-        mean, logvar = autoencoder.encode(images[start : start + batch_size])
-        means.append(ops.convert_to_numpy(mean).astype(np.float64).ravel())
-        variances.append(np.exp(ops.convert_to_numpy(logvar).astype(np.float64)).ravel())
-    means, variances = np.concatenate(means), np.concatenate(variances)
-    return float(means.mean()), float(np.sqrt(means.var() + variances.mean()))
+
+    def moments(batch):
+        mean, logvar = (ops.convert_to_numpy(part).astype(np.float64) for part in autoencoder.encode(batch))
+        return np.stack([mean, np.exp(logvar)], axis=1)
+
+    mean, variance = np.moveaxis(_in_batches(moments, images, batch_size), 1, 0)
+    return float(mean.mean()), float(np.sqrt(mean.var() + variance.mean()))
+
+
+def _in_batches(function, images, size):
+    """`function` of all images; the last batch reaches back instead of being short, so that one shape is compiled."""
+    parts = []
+    for start in range(0, len(images), size):
+        first = max(0, min(start, len(images) - size))
+        parts.append(function(images[first : first + size])[start - first :])
+    return np.concatenate(parts)
