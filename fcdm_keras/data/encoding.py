@@ -12,7 +12,6 @@ import numpy as np
 from keras import ops
 from tqdm import tqdm
 
-from fcdm_keras import engine
 from fcdm_keras.data.latent_store import METADATA, ShardWriter, StoreMetadata
 from fcdm_keras.data.transforms import UnreadableImageError
 from fcdm_keras.files import write_atomically
@@ -75,7 +74,7 @@ class StoreEncoder:
             flips=flips,
             class_names=tuple(source.class_names),
         )
-        self._posterior = compiled_posterior(autoencoder)
+        self.autoencoder = autoencoder
         self._open()
 
     def _open(self):
@@ -152,8 +151,8 @@ class StoreEncoder:
         images = np.stack([image for _, image in batch])
         padding = self.batch_size - len(images)  # a short batch is filled up, so that one size is compiled
         images = np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0)), mode="edge")
-        views = [images, images[:, :, ::-1]] if self.metadata.flips else [images]
-        encoded = [self._posterior(view) for view in views]
+        views = [images, np.ascontiguousarray(images[:, :, ::-1])] if self.metadata.flips else [images]
+        encoded = [posterior_arrays(self.autoencoder, view) for view in views]
         for i, (example, _) in enumerate(batch):
             writer.write([(mean[i], std[i]) for mean, std in encoded], example.label, example.key)
         bar.update(len(batch))
@@ -201,20 +200,10 @@ def _decoded(source, start, stop, size):
         yield from ahead
 
 
-def compiled_posterior(autoencoder):
-    """`run(images)`: uint8 `(B, H, W, 3)` → the posterior's mean and standard deviation, float32 arrays."""
-
-    def posterior(images):
-        mean, logvar = autoencoder.encode(ops.cast(images, "float32") / 127.5 - 1.0)
-        return mean, ops.exp(0.5 * logvar)
-
-    compiled = engine.compiled(posterior, autoencoder.variables)
-    values = [variable.value for variable in autoencoder.variables]
-
-    def run(images):
-        return tuple(ops.convert_to_numpy(part) for part in compiled(values, ops.convert_to_tensor(images)))
-
-    return run
+def posterior_arrays(autoencoder, images):
+    """The posterior's mean and standard deviation of uint8 images `(B, H, W, 3)`, as float32 arrays."""
+    mean, logvar = map(ops.convert_to_numpy, autoencoder.encode(images))
+    return mean, np.exp(0.5 * logvar)
 
 
 def _check_same(stored, settings, folder):

@@ -9,7 +9,7 @@ import numpy as np
 from fcdm_keras.autoencoders import Identity, KLAutoencoder
 from fcdm_keras.data.batches import ArraySource, training_batches
 from fcdm_keras.data.digits import load_digits
-from fcdm_keras.data.encoding import compiled_posterior
+from fcdm_keras.data.encoding import posterior_arrays
 from fcdm_keras.data.latent_store import LatentStore, StoreSource, check_fit
 from fcdm_keras.data.order import augmentation
 from fcdm_keras.data.sources import open_source, read_images
@@ -136,11 +136,10 @@ class ImageSource:
 
 
 def _encoding(autoencoder):
-    posterior = compiled_posterior(autoencoder)
+    """Turns batches of `ImageSource` into batches of latents."""
 
     def encode(batch):
-        mean, std = posterior(batch["images"])
-        latents = (mean + std * batch["noise"] - np.float32(autoencoder.shift)) * np.float32(autoencoder.scale)
-        return {"latents": latents, "labels": batch["labels"]}
+        mean, std = posterior_arrays(autoencoder, batch["images"])
+        return {"latents": autoencoder.to_diffusion(mean + std * batch["noise"]), "labels": batch["labels"]}
 
     return encode
