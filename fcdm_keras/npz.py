@@ -105,8 +105,8 @@ def _read(file, count, array):
 class NpzWriter:
     """Writes an `.npz` file whose `arr_0` arrives in pieces, so that a kill loses nothing.
 
-    The pieces are appended to `<path>.part`, which has the layout of the finished file from the start; `finish` adds the
-    checksum, the other arrays and the directory, and renames it.
+    The pieces are appended to `<path>.part`, which has the layout of the finished file from the start; `finish` adds
+    the checksum, the other arrays and the directory, and renames it.
 
     Args:
         path: file to write.

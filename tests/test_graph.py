@@ -118,9 +118,10 @@ def run_in_tensorflow(graph, image, outputs):
     import tensorflow as tf
 
     definition = tf.compat.v1.GraphDef.FromString(graph.SerializeToString())
-    wrapped = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(definition, name=""), [])
-    tensors = [wrapped.graph.get_tensor_by_name(f"{name}:0") for name in ("image", *outputs)]
-    return [result.numpy() for result in wrapped.prune(tensors[0], tensors[1:])(tf.constant(image))]
+    with tf.Graph().as_default() as graph, tf.compat.v1.Session() as session:
+        tf.import_graph_def(definition, name="")
+        tensors = [graph.get_tensor_by_name(f"{name}:0") for name in outputs]
+        return session.run(tensors, {"image:0": image})
 
 
 @pytest.mark.parametrize("seed", range(8))

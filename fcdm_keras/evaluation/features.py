@@ -25,9 +25,16 @@ class Extractor:
     Args:
         name: as kept in reference files.
         batch_size: images computed at once; a smaller batch is filled up.
+
+    Attributes:
+        gives: names of the features that `extract` returns.
     """
 
+    gives = ("pool",)
+
     def __init__(self, name, batch_size=64):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1. Received: {batch_size}")
         self.name = name
         self.batch_size = batch_size
 
@@ -82,6 +89,8 @@ class Inception(Extractor):
         OSError: it cannot be read, or not be downloaded.
     """
 
+    gives = ("pool", "spatial", "probabilities")
+
     def __init__(self, path=None, batch_size=64):
         super().__init__("inception", batch_size)
         graph = FrozenGraph.load(path or download_inception())
@@ -105,8 +114,8 @@ def download_inception():
     except Exception as error:  # get_file raises a plain Exception for HTTP errors
         reason = str(error).partition("\n")[0]
         raise OSError(
-            f"The Inception graph could not be downloaded ({reason}): get {INCEPTION_URL} where there is a network, and "
-            "give its place with --inception PATH."
+            f"The Inception graph could not be downloaded ({reason}): get {INCEPTION_URL} where there is a network, "
+            "and give its place with --inception PATH."
         ) from None
 
 
@@ -141,7 +150,7 @@ class KerasExtractor(Extractor):
         self._gray = shape[-1] == 1
         self._size = image_size or (shape[1:3] if None not in shape[1:3] else None)
         self._preprocess = preprocess or (lambda images: images)
-        self._has_probabilities = layer is None and _ends_in_softmax(model)
+        self.gives = ("pool", "probabilities") if layer is None and _ends_in_softmax(model) else ("pool",)
         self._model = model if layer is None else keras.Model(model.inputs, model.get_layer(layer).output)
         self._run = engine.compiled(self._features, self._model.variables)
 
@@ -149,7 +158,7 @@ class KerasExtractor(Extractor):
         with engine.full_precision():
             values = [variable.value for variable in self._model.variables]
             output = self._run(values, ops.convert_to_tensor(images))
-        return {"pool": output, "probabilities": output} if self._has_probabilities else {"pool": output}
+        return dict.fromkeys(self.gives, output)
 
     def _features(self, images):
         if self._gray:
@@ -166,7 +175,7 @@ def _ends_in_softmax(model):
 
 
 class DINOv2(Extractor):
-    """DINOv2 by KerasHub, for FD-DINOv2 (Stein et al., arXiv:2306.04675): `pool` is the class token after the last norm.
+    """DINOv2 by KerasHub, for FD-DINOv2 (arXiv:2306.04675): `pool` is the class token after the last norm.
 
     Images are resized to 224 × 224 (bicubic, anti-aliased) and normalised with ImageNet's mean and deviation.
 
@@ -192,8 +201,8 @@ class DINOv2(Extractor):
             except Exception as error:  # the download's errors are of many kinds
                 reason = str(error).partition("\n")[0]
                 raise OSError(
-                    f"The DINOv2 preset {source!r} could not be loaded ({reason}): download it where there is a network, "
-                    "and give its folder."
+                    f"The DINOv2 preset {source!r} could not be loaded ({reason}): download it where there is a "
+                    "network, and give its folder."
                 ) from None
         self._size = tuple(self._backbone.image_shape[:2])
         self._run = engine.compiled(self._features, self._backbone.variables)

@@ -49,7 +49,8 @@ class FrozenGraph:
             definition = None
         if definition is None or not definition.node:
             raise ValueError(
-                f"{path} is no frozen TensorFlow graph, or is cut short. Received: {len(content):,} bytes; get it again."
+                f"{path} is no frozen TensorFlow graph, or is cut short. Received: {len(content):,} bytes; get it "
+                "again."
             )
         return cls(definition.node, str(path))
 
@@ -123,8 +124,8 @@ class GraphFunction:
         for node, _ in self._steps:
             if node.op not in OPERATIONS:
                 raise ValueError(
-                    f"{graph.name} needs the operation {node.op!r} (node {node.name!r}), which is not among those known: "
-                    f"{', '.join(OPERATIONS)}."
+                    f"{graph.name} needs the operation {node.op!r} (node {node.name!r}), which is not among those "
+                    f"known: {', '.join(OPERATIONS)}."
                 )
         values = {node.name: graph.constant(node.name) for node in order if node.op == "Const"}
         static = {name for name, value in values.items() if value.dtype.kind in "iub"}

@@ -125,8 +125,8 @@ def kernel_distance(reference_features, sample_features, num_subsets=100, subset
     size = min(subset_size, len(reference), len(samples))
     if size < 2:
         raise ValueError(
-            f"KID needs at least 2 images of each. Received: {len(reference)} reference and {len(samples)} sample images, "
-            f"subset_size={subset_size}"
+            f"KID needs at least 2 images of each. Received: {len(reference)} reference images and {len(samples)} "
+            f"samples, subset_size={subset_size}"
         )
     generator = np.random.default_rng(seed)
     whole = size == len(reference) == len(samples)
