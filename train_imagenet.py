@@ -55,6 +55,8 @@ def train(config, folder):
     from fcdm_keras.checkpoint import CheckpointManager
     from fcdm_keras.data.batches import training_batches
     from fcdm_keras.data.digits import load_digits
+    from fcdm_keras.evaluation.callback import Evaluate
+    from fcdm_keras.evaluation.digits import SCORES, score_digits
     from fcdm_keras.plots import plot_losses
 
     manager = CheckpointManager(folder / "checkpoints", config.keep_last, config.keep_every)
@@ -71,11 +73,7 @@ def train(config, folder):
     if start < config.steps:
         shutil.rmtree(folder / "preset", ignore_errors=True)  # of a shorter run
         progress = callbacks.Progress(config.steps)
-        writers = [
-            log,
-            callbacks.TensorBoardWriter(folder / "tensorboard", start),
-            progress,
-        ]
+        tensorboard = callbacks.TensorBoardWriter(folder / "tensorboard", start)
         sampling = {
             "num_steps": config.num_sampling_steps,
             "guidance_scale": config.cfg_scale,
@@ -83,6 +81,10 @@ def train(config, folder):
             "seed": config.seed,
             "batch_size": 100,
         }
+        score_writers = [lambda row: tensorboard(row, "scores")]
+        if config.eval_every:
+            score_writers.append(callbacks.CSVWriter(folder / "scores.csv", start, ("step", *SCORES)))
+        score_labels = [i % config.num_classes for i in range(config.num_eval_samples)]
         grid_labels = [label for label in range(min(10, config.num_classes)) for _ in range(10)]
         trainer.fit(
             training_batches(images, labels, config.global_batch_size, config.steps, config.seed, start),
@@ -90,10 +92,11 @@ def train(config, folder):
             verbose=0,
             shuffle=False,
             callbacks=[
-                callbacks.StepLog(config.log_every, config.global_batch_size, writers),
+                callbacks.StepLog(config.log_every, config.global_batch_size, [log, tensorboard, progress]),
                 callbacks.StopOnNonFinite(),
                 callbacks.Checkpoint(manager, config.ckpt_every),
                 callbacks.SampleGrid(task, grid_labels, folder, config.sample_every, **sampling),
+                Evaluate(task, score_digits, score_labels, config.eval_every, score_writers, **sampling),
                 progress,
             ],
         )

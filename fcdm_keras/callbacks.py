@@ -82,30 +82,36 @@ class StepLog(StepCallback):
 
 
 class CSVWriter:
-    """Appends rows to a CSV file; rows after `resume_step`, which a resumed run repeats, are dropped first."""
+    """Appends rows to a CSV file; rows after `resume_step`, which a resumed run repeats, are dropped first.
 
-    def __init__(self, path, resume_step=0):
-        self.path = Path(path)
-        kept = [row for row in read_csv(self.path) if row["step"] <= resume_step] if self.path.exists() else []
+    Args:
+        path: the file.
+        resume_step: the step that the run goes on from.
+        fields: keys of a row, `step` first.
+    """
+
+    def __init__(self, path, resume_step=0, fields=FIELDS):
+        self.path, self.fields = Path(path), fields
+        kept = [row for row in read_csv(self.path, fields) if row["step"] <= resume_step] if self.path.exists() else []
         temporary = self.path.with_suffix(".tmp")
         with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, fields)
             writer.writeheader()
             writer.writerows(kept)
         os.replace(temporary, self.path)
 
     def __call__(self, row):
         with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, FIELDS).writerow(row)
+            csv.DictWriter(file, self.fields).writerow(row)
 
 
-def read_csv(path):
+def read_csv(path, fields=FIELDS):
     """Rows of a log as dicts of numbers; a line cut short by a kill is left out."""
     rows = []
     with open(path, newline="") as file:
         for row in csv.DictReader(line for line in file if line.endswith("\n")):
             try:
-                rows.append({"step": int(row["step"]), **{name: float(row[name]) for name in FIELDS[1:]}})
+                rows.append({"step": int(row["step"]), **{name: float(row[name]) for name in fields[1:]}})
             except (KeyError, TypeError, ValueError):
                 continue
     return rows
@@ -124,9 +130,10 @@ class TensorBoardWriter:
 
         self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1, flush_secs=1)
 
-    def __call__(self, row):
-        for name in FIELDS[1:]:
-            self._writer.add_scalar(f"train/{name}", row[name], row["step"])
+    def __call__(self, row, group="train"):
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(f"{group}/{name}", value, row["step"])
 
 
 class Progress(StepCallback):

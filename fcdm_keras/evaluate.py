@@ -71,12 +71,13 @@ def _metrics(parser, text):
 
 def open_samples(options):
     """The samples as an `ImageSet`, and the settings they are drawn with."""
-    from fcdm_keras.drawing import Drawing
     from fcdm_keras.evaluation import sources, suite
-    from fcdm_keras.runs import load_task
 
     if not sources.is_model(options.samples):
         return suite.open_set(options.samples), {}
+    from fcdm_keras.drawing import Drawing
+    from fcdm_keras.runs import load_task
+
     options.source, options.num_samples = options.samples, options.num_samples or DRAWN
     drawing = Drawing(load_task(options.samples), options)
     settings = {**drawing.settings(), "label_order": options.label_order, "classes": options.classes}

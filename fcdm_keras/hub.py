@@ -35,4 +35,19 @@ if keras.backend.backend() != "tensorflow" and importlib.util.find_spec("tensorf
 else:
     import keras_hub
 
-__all__ = ["keras_hub"]
+
+@contextlib.contextmanager
+def unchanged_backbones():
+    """A context to make KerasHub's functional backbones in, of which only plain `keras.Model`s are kept.
+
+    Keras rebases `keras_hub.models.Backbone` on its functional models, for the whole process, when the first functional
+    backbone is made. Ours is none of them, and could neither be made nor called afterwards.
+    """
+    bases = keras_hub.models.Backbone.__bases__
+    try:
+        yield
+    finally:
+        keras_hub.models.Backbone.__bases__ = bases
+
+
+__all__ = ["keras_hub", "unchanged_backbones"]

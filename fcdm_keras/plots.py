@@ -1,24 +1,66 @@
-"""Pictures of a run's log."""
+"""Pictures of a run's logs. A `path` may be a binary file as well."""
+
+import csv
 
 from fcdm_keras.callbacks import read_csv
 
 
 def plot_losses(log, path):
     """Draws the loss curves of a `log.csv` to a PNG: mse and vb over steps, logarithmic."""
+    plot_runs({"": log}, path)
+
+
+def plot_runs(logs, path):
+    """As `plot_losses`, of several runs in one picture.
+
+    Args:
+        logs: name → path of its `log.csv`.
+        path: PNG to write.
+    """
+    curves = {name: read_csv(log) for name, log in logs.items()}
+    figure, axes = _figure(2)
+    for axis, column, label in (
+        (axes[0], "mse", "noise, mean squared error"),
+        (axes[1], "vb", "variational bound, bits/dim"),
+    ):
+        for name, rows in curves.items():
+            axis.plot([row["step"] for row in rows], [row[column] for row in rows], label=name)
+        axis.set(xlabel="step", ylabel=label, yscale="log")
+        if len(curves) > 1:
+            axis.legend()
+    _save(figure, path)
+
+
+def plot_scores(scores, path, columns=("agreement", "frechet")):
+    """Draws columns of a `scores.csv`, whichever it has, over steps to a PNG. Returns whether there was anything."""
+    with open(scores, newline="") as file:
+        fields = next(csv.reader(file), [])
+    rows = read_csv(scores, fields) if "step" in fields else []
+    shown = [name for name in columns if name in fields]
+    if not rows or not shown:
+        return False
+    figure, axes = _figure(len(shown))
+    for axis, name in zip(axes, shown):
+        axis.plot([row["step"] for row in rows], [row[name] for row in rows], marker="o")
+        axis.set(xlabel="step", ylabel=name.replace("_", " "))
+    _save(figure, path)
+    return True
+
+
+def _figure(columns):
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = read_csv(log)
-    steps = [row["step"] for row in rows]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, name, label in (
-        (axes[0], "mse", "noise, mean squared error"),
-        (axes[1], "vb", "variational bound, bits/dim"),
-    ):
-        axis.plot(steps, [row[name] for row in rows])
-        axis.set(xlabel="step", ylabel=label, yscale="log")
+    figure, axes = plt.subplots(1, columns, figsize=(5 * columns, 4), layout="constrained", squeeze=False)
+    for axis in axes[0]:
         axis.grid(alpha=0.3, which="both")
+    return figure, axes[0]
+
+
+def _save(figure, path):
+    import matplotlib.pyplot as plt
+
     figure.savefig(path, dpi=120)
     plt.close(figure)

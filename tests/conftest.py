@@ -37,3 +37,11 @@ def inception_graph(tmp_path_factory):
     path = tmp_path_factory.mktemp("graph") / "classify_image_graph_def.pb"
     path.write_bytes(lzma.decompress((GOLDEN / "adm" / "graph" / f"{path.name}.xz").read_bytes()))
     return path
+
+
+@pytest.fixture(scope="session")
+def inception(inception_graph):
+    """That graph as an extractor, compiled once."""
+    from fcdm_keras.evaluation.features import Inception
+
+    return Inception(inception_graph, batch_size=8)

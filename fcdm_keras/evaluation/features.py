@@ -180,36 +180,36 @@ class DINOv2(Extractor):
     Images are resized to 224 × 224 (bicubic, anti-aliased) and normalised with ImageNet's mean and deviation.
 
     Args:
-        source: a KerasHub preset such as `"dinov2_large"`, its folder, or a `DINOV2Backbone`.
+        source: a KerasHub preset such as `"dinov2_large"`, or its folder.
         batch_size: images computed at once.
+        image_size: side of the resized images.
 
     Raises:
-        ValueError or OSError: the preset cannot be loaded.
+        OSError: the preset cannot be loaded.
     """
 
     MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-    def __init__(self, source="dinov2_large", batch_size=64):
+    def __init__(self, source="dinov2_large", batch_size=64, image_size=224):
         super().__init__("dinov2", batch_size)
-        if not isinstance(source, str):
-            self._backbone = source
-        else:
-            from fcdm_keras.hub import keras_hub
+        from fcdm_keras.hub import keras_hub, unchanged_backbones
 
-            try:
-                self._backbone = keras_hub.models.DINOV2Backbone.from_preset(source, image_shape=(224, 224, 3))
-            except Exception as error:  # the download's errors are of many kinds
-                reason = str(error).partition("\n")[0]
-                raise OSError(
-                    f"The DINOv2 preset {source!r} could not be loaded ({reason}): download it where there is a "
-                    "network, and give its folder."
-                ) from None
-        self._size = tuple(self._backbone.image_shape[:2])
-        self._run = engine.compiled(self._features, self._backbone.variables)
+        self._size = (image_size, image_size)
+        try:
+            with unchanged_backbones():
+                backbone = keras_hub.models.DINOV2Backbone.from_preset(source, image_shape=(*self._size, 3))
+                self._network = keras.Model(backbone.inputs, backbone.outputs)
+        except Exception as error:  # the download's errors are of many kinds
+            reason = str(error).partition("\n")[0]
+            raise OSError(
+                f"The DINOv2 preset {source!r} could not be loaded ({reason}): download it where there is a network, "
+                "and give its folder."
+            ) from None
+        self._run = engine.compiled(self._features, self._network.variables)
 
     def compute(self, images):
         with engine.full_precision():
-            values = [variable.value for variable in self._backbone.variables]
+            values = [variable.value for variable in self._network.variables]
             return {"pool": self._run(values, ops.convert_to_tensor(images))}
 
     def _features(self, images):
@@ -217,17 +217,17 @@ class DINOv2(Extractor):
             images, self._size, interpolation="bicubic", antialias=True, data_format="channels_last"
         )
         images = (ops.clip(images, 0.0, 255.0) / 255.0 - np.float32(self.MEAN)) / np.float32(self.DEVIATION)
-        return ops.cast(self._backbone({"images": images}, training=False)[:, 0], "float32")
+        return ops.cast(self._network(images, training=False)[:, 0], "float32")
 
 
 class Pixels(Extractor):
-    """The pixels themselves, in 0 … 1: for small images such as the digits."""
+    """The pixels themselves, red, green and blue in 0 … 1: for small images."""
 
     def __init__(self, batch_size=64):
         super().__init__("pixels", batch_size)
 
     def compute(self, images):
-        return {"pool": ops.convert_to_tensor(images[..., :1].reshape(len(images), -1) / 255.0)}
+        return {"pool": ops.convert_to_tensor(images.reshape(len(images), -1) / 255.0)}
 
 
 def load_extractor(kind, inception=None, batch_size=64):

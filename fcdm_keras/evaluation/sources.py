@@ -73,6 +73,18 @@ class ImageFolder:
         return image
 
 
+class ArrayImages:
+    """Images in memory, uint8 `(N, H, W, channels)`."""
+
+    def __init__(self, images, name="the images"):
+        self._images = images
+        self.name, self.count, self.shape = name, len(images), images.shape[1:]
+
+    def batches(self, size, stop=None):
+        count = self.count if stop is None else min(stop, self.count)
+        return (self._images[start : min(start + size, count)] for start in range(0, count, size))
+
+
 class DrawnImages:
     """What a `Drawing` draws; its batch size counts, not the caller's."""
 

@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fcdm_keras.evaluation import metrics
-from fcdm_keras.evaluation.sources import ImageFile, open_images
+from fcdm_keras.evaluation.sources import ArrayImages, ImageFile, open_images
 from fcdm_keras.npz import NpzWriter, array_names, load_small
 
 # Metric → what an extractor must give for it. `pool` is kept per image for those in PER_IMAGE.
@@ -220,3 +220,29 @@ def write_reference(path, images, extractor, num_images=10_000, batch_size=64):
     for metric, statistics in streamed.items():
         arrays.update(zip(STATISTICS[metric], statistics.result()))
     writer.finish(**arrays)
+
+
+class Judge:
+    """Scores arrays of images against one reference, whose features are computed once; for scores while training.
+
+    Args:
+        reference: path of a reference, see `open_set`.
+        extractor: see `fcdm_keras.evaluation.features`.
+        chosen: metrics; default all that the extractor allows.
+
+    Raises:
+        ValueError: the reference does not hold what the metrics need.
+    """
+
+    def __init__(self, reference, extractor, chosen=None):
+        self._extractor = extractor
+        self._chosen = chosen or available_metrics(extractor)
+        self._reference = open_set(reference)
+        check(self._reference, self._reference, extractor, self._chosen, None)
+        self._collected = collect(self._reference, extractor, self._chosen, role="reference")
+
+    def __call__(self, images, labels=None):
+        """Scores of uint8 images `(N, H, W, channels)`, a dict of floats."""
+        samples = ImageSet("the samples", ArrayImages(images))
+        check(samples, self._reference, self._extractor, self._chosen, None)
+        return scores(collect(samples, self._extractor, self._chosen), self._collected, self._chosen)
