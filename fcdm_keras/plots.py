@@ -47,13 +47,23 @@ def plot_scores(scores, path, columns=("agreement", "frechet")):
     return True
 
 
-def _figure(columns):
+def plot_curves(curves, path, x_label, y_label, marker=""):
+    """Draws named curves, name → (x, y), to a PNG."""
+    figure, (axis,) = _figure(1, width=8)
+    for name, (x, y) in curves.items():
+        axis.plot(x, y, marker=marker, label=name)
+    axis.set(xlabel=x_label, ylabel=y_label)
+    axis.legend()
+    _save(figure, path)
+
+
+def _figure(columns, width=5):
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, columns, figsize=(5 * columns, 4), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, columns, figsize=(width * columns, 4), layout="constrained", squeeze=False)
     for axis in axes[0]:
         axis.grid(alpha=0.3, which="both")
     return figure, axes[0]
@@ -62,5 +72,5 @@ def _figure(columns):
 def _save(figure, path):
     import matplotlib.pyplot as plt
 
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
     plt.close(figure)
