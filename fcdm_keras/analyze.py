@@ -7,8 +7,8 @@ spectrum: the sum of the log-magnitude spectrum of the predicted noise at each t
 (appendix F of the paper). activations: the mean pairwise cosine distance of the channels behind GRN in each block, with
 GRN and with every GRN made the identity (figure 7). Both write a curve as PNG and its numbers as CSV.
 
-The samples are held-out digits for models trained on them; for others give --data: an .npz file whose arr_0 holds images
-(uint8, N×H×W×C) or latents (float), and arr_1, if it is there, their labels.
+The samples are held-out digits for models trained on them; for others give --data: an .npz file whose arr_0 holds
+images (uint8, N×H×W×C) or latents (float), and arr_1, if it is there, their labels.
 """
 
 import argparse
