@@ -55,6 +55,8 @@ def with_data(config, options):
                 "--latent-channels and --latents."
             )
         return config
+    if config.eval_every and not config.eval_reference:
+        raise ValueError("--eval-every scores images against a reference: give one with --eval-reference REF.npz.")
     if options.dry_run or not config.cache or (config.dataset == "photos" and not config.latents):
         return config
     if not config.latents:

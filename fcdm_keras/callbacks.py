@@ -83,15 +83,20 @@ class StepLog(StepCallback):
 
 
 class CSVWriter:
-    """Appends rows to a CSV file; rows after `resume_step`, which a resumed run repeats, are dropped first."""
+    """Appends rows to a CSV file; rows after `resume_step`, which a resumed run repeats, are dropped first.
+
+    Args:
+        path: the file.
+        resume_step: the step that the run goes on from.
+        fields: keys of a row, `step` first.
+    """
 
     def __init__(self, path, resume_step=0, fields=FIELDS):
-        self.path = Path(path)
-        self.fields = fields
+        self.path, self.fields = Path(path), fields
         kept = [row for row in read_csv(self.path) if row["step"] <= resume_step] if self.path.exists() else []
         temporary = self.path.with_suffix(".tmp")
         with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.fields)
+            writer = csv.DictWriter(file, fields)
             writer.writeheader()
             writer.writerows(kept)
         os.replace(temporary, self.path)
@@ -126,9 +131,10 @@ class TensorBoardWriter:
 
         self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1, flush_secs=1)
 
-    def __call__(self, row):
-        for name in row.keys() - {"step"}:
-            self._writer.add_scalar(f"train/{name}", row[name], row["step"])
+    def __call__(self, row, group="train"):
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(f"{group}/{name}", value, row["step"])
 
 
 class Progress(StepCallback):

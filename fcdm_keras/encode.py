@@ -54,8 +54,8 @@ def verify(folder):
     damaged = store.damaged_shards()
     if damaged:
         sys.exit(
-            f"error: {', '.join(map(str, damaged))}: the contents do not match the checksum; delete each with its .json, and "
-            "store.json, and run the encode command again."
+            f"error: {', '.join(map(str, damaged))}: the contents do not match the checksum; delete each with "
+            "its .json, and store.json, and run the encode command again."
         )
     print(f"{folder}: {describe(store.metadata)}; all {len(store.metadata.shards)} shards match their checksums.")
 

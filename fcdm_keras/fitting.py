@@ -8,6 +8,7 @@ import numpy as np
 from fcdm_keras import callbacks, runs
 from fcdm_keras.checkpoint import CheckpointManager
 from fcdm_keras.data.training_data import open_training_data
+from fcdm_keras.evaluation.callback import Evaluate
 from fcdm_keras.memory import describe_memory
 from fcdm_keras.plots import plot_losses
 
@@ -66,20 +67,44 @@ def sample_grid(config, folder, task):
     """The callback that draws a run's grids: ten images of each of (up to) ten classes spread over all."""
     classes = np.linspace(0, config.num_classes - 1, min(GRID_CLASSES, config.num_classes)).round().astype(int)
     labels = np.repeat(classes, GRID_COLUMNS)
-    options = {**sampling_options(config), "seed": config.seed, "batch_size": 100 if config.image_size < 64 else 10}
-    return callbacks.SampleGrid(task, labels, folder, config.sample_every, GRID_COLUMNS, **options)
+    return callbacks.SampleGrid(task, labels, folder, config.sample_every, GRID_COLUMNS, **_drawing(config))
+
+
+def _drawing(config):
+    return {**sampling_options(config), "seed": config.seed, "batch_size": 100 if config.image_size < 64 else 10}
 
 
 def _callbacks(config, folder, task, manager, log, start):
     progress = callbacks.Progress(config.steps)
-    writers = [log, callbacks.TensorBoardWriter(folder / "tensorboard", start), progress]
+    tensorboard = callbacks.TensorBoardWriter(folder / "tensorboard", start)
     return [
-        callbacks.StepLog(config.log_every, config.global_batch_size, writers),
+        callbacks.StepLog(config.log_every, config.global_batch_size, [log, tensorboard, progress]),
         callbacks.StopOnNonFinite(),
         callbacks.Checkpoint(manager, config.ckpt_every),
         sample_grid(config, folder, task),
+        *_evaluation(config, folder, task, tensorboard, start),
         progress,
     ]
+
+
+def _evaluation(config, folder, task, tensorboard, start):
+    """The callback that scores images while training, if the run asks for it."""
+    if not config.eval_every:
+        return []
+    if config.dataset == "digits":
+        from fcdm_keras.evaluation.digits import SCORES, score_digits
+
+        judge, names = score_digits, SCORES
+    else:
+        from fcdm_keras.evaluation.features import load_extractor
+        from fcdm_keras.evaluation.suite import Judge
+
+        judge = Judge(config.eval_reference, load_extractor(config.eval_features, config.inception or None))
+        names = judge.metrics
+    log = callbacks.CSVWriter(folder / "scores.csv", start, ("step", *names))
+    writers = [log, lambda row: tensorboard(row, "scores")]
+    labels = np.arange(config.num_eval_samples) % config.num_classes
+    return [Evaluate(task, judge, labels, config.eval_every, writers, **_drawing(config))]
 
 
 def _say(config, folder, data, trainer, start):

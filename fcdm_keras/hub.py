@@ -40,4 +40,19 @@ hide_tensorflow_gpus()
 with _quiet() if keras.backend.backend() != "tensorflow" else contextlib.nullcontext():
     import keras_hub
 
-__all__ = ["hide_tensorflow_gpus", "keras_hub"]
+
+@contextlib.contextmanager
+def unchanged_backbones():
+    """A context to make KerasHub's functional backbones in, of which only plain `keras.Model`s are kept.
+
+    Keras rebases `keras_hub.models.Backbone` on its functional models, for the whole process, when the first functional
+    backbone is made. Ours is none of them, and could neither be made nor called afterwards.
+    """
+    bases = keras_hub.models.Backbone.__bases__
+    try:
+        yield
+    finally:
+        keras_hub.models.Backbone.__bases__ = bases
+
+
+__all__ = ["hide_tensorflow_gpus", "keras_hub", "unchanged_backbones"]

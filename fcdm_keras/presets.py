@@ -64,6 +64,11 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 100
     sample_every: int = 10_000
+    eval_every: int = 0
+    num_eval_samples: int = 200
+    eval_reference: str = ""
+    eval_features: str = "inception"
+    inception: str = ""
     ckpt_every: int = 10_000
     keep_last: int = 3
     keep_every: int = 100_000
@@ -105,6 +110,11 @@ HELP = {
     "seed": "seed of weights, data order, noise and timesteps",
     "log_every": "steps between log lines",
     "sample_every": "steps between sample grids; 0 is never",
+    "eval_every": "steps between scores of images drawn from the EMA weights; 0 is never",
+    "num_eval_samples": "images drawn for these scores",
+    "eval_reference": "reference that they are compared with (not for digits), see `python -m fcdm_keras.evaluate`",
+    "eval_features": "features of these scores: inception, dinov2, pixels or a .keras model",
+    "inception": "classify_image_graph_def.pb; default downloads it",
     "ckpt_every": "steps between checkpoints",
     "keep_last": "newest checkpoints kept",
     "keep_every": "checkpoints at multiples of this many steps are kept for good; 0 is none",
@@ -122,8 +132,8 @@ CHOICES = {
 # May change when a run is resumed; everything else must stay as it was.
 MAY_CHANGE = {
     "steps", "latents", "source", "data_dir", "vae", "data_workers", "gradient_checkpointing", "torch_compile",
-    "log_every", "sample_every", "ckpt_every", "keep_last", "keep_every", "sampler", "num_sampling_steps", "cfg_scale",
-    "results_dir",
+    "log_every", "sample_every", "eval_every", "num_eval_samples", "eval_reference", "eval_features", "inception",
+    "ckpt_every", "keep_last", "keep_every", "sampler", "num_sampling_steps", "cfg_scale", "results_dir",
 }  # fmt: skip
 
 
@@ -223,8 +233,8 @@ def check_config(config):
     for name, lowest in (
         ("image_size", 4), ("num_classes", 1), ("steps", 1), ("global_batch_size", 1), ("accumulation_steps", 1),
         ("latent_channels", 1), ("latent_scale", 0), ("data_workers", 0), ("log_every", 1), ("sample_every", 0),
-        ("ckpt_every", 1), ("keep_last", 1), ("keep_every", 0), ("cfg_scale", 0),
-        ("clip_norm", 0), ("weight_decay", 0), ("seed", 0),
+        ("eval_every", 0), ("num_eval_samples", 4), ("ckpt_every", 1), ("keep_last", 1), ("keep_every", 0),
+        ("cfg_scale", 0), ("clip_norm", 0), ("weight_decay", 0), ("seed", 0),
     ):  # fmt: skip
         if not getattr(config, name) >= lowest:
             raise ValueError(f"{name} must be at least {lowest}. Received: {getattr(config, name)}")

@@ -13,7 +13,9 @@ import numpy as np
 from keras import ops
 
 # One number per use, so that no two uses share a stream.
-TIMESTEPS, NOISE, LABEL_DROP, INITIAL_NOISE, STEP_NOISE, EVAL_TIMESTEPS, EVAL_NOISE, POSTERIOR_NOISE = range(8)
+(
+    TIMESTEPS, NOISE, LABEL_DROP, INITIAL_NOISE, STEP_NOISE, EVAL_TIMESTEPS, EVAL_NOISE, POSTERIOR_NOISE, LABELS
+) = range(9)  # fmt: skip
 
 _MASK = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

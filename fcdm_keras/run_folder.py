@@ -5,7 +5,7 @@ runs/digits/
   checkpoints/      what the run resumes from           loss.png       the loss curve
   samples.png       the newest grid (all in samples/)   tensorboard/   the log for TensorBoard
   preset/           the EMA weights as a KerasHub preset
-  scores.json       scores of the samples (digits)
+  scores.json       scores of the samples (digits)      scores.csv     scores while training (--eval-every)
 """
 
 from pathlib import Path
