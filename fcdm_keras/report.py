@@ -82,15 +82,18 @@ def model_size(run):
     """Parameters in millions, and multiply-accumulates of one forward pass in billions."""
     from fcdm_keras.model_table import count
     from fcdm_keras.presets import MODEL_SIZES
-    from fcdm_keras.runs import CHANNELS
 
-    config = run.config
-    pixels = config.dataset in CHANNELS
-    side = config.image_size if pixels else config.image_size // 8
-    channels = CHANNELS.get(config.dataset, 4)
-    size = MODEL_SIZES[config.model]
-    parameters, macs = count(size, side, side, num_classes=config.num_classes, in_channels=channels)
+    config, side = run.config, _latent_side(run)
+    sizes = {"num_classes": config.num_classes, "in_channels": config.latent_channels}
+    parameters, macs = count(MODEL_SIZES[config.model], side, side, **sizes)
     return parameters / 1e6, macs / 1e9
+
+
+def _latent_side(run):
+    store = run.folder / "latents.json"  # of runs on a latent store
+    if store.exists():
+        return json.loads(store.read_text(encoding="utf-8"))["latent_shape"][0]
+    return run.config.image_size if run.config.dataset == "digits" else run.config.image_size // 8  # SD's autoencoder
 
 
 def our_rows(run):

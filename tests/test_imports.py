@@ -61,8 +61,9 @@ def test_the_package_does_not_import_what_uses_it():
 
 
 def test_presets_import_the_standard_library_only():
-    for file in ("presets.py", "vae_config.py"):
-        assert {name.split(".")[0] for name in imports(file)} <= sys.stdlib_module_names, file
+    for file in ("presets.py", "files.py", "run_folder.py", "vae_config.py"):
+        assert {name.split(".")[0] for name in imports(file)} <= {*sys.stdlib_module_names, "fcdm_keras"}, file
+        assert ours(file) <= {"presets", "files"}, file
 
 
 def run(program, backend):
