@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from fcdm_keras.data import photos
+from fcdm_keras.data.sources import EXTENSIONS
 from fcdm_keras.data.transforms import UnreadableImageError, decode_image
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 HELD_OUT_SHARE, HELD_OUT_LIMIT = 0.05, 256
 CACHE_BYTES = 2**30
 _SHOWN = 3  # names in a message
