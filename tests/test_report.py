@@ -217,7 +217,7 @@ def test_analyses_write_a_plot_and_numbers(run, tmp_path, kind, capsys):
     else:
         assert [row["model"].rpartition(", ")[2] for row in rows] == ["with GRN", "without GRN"]
     assert Image.open(tmp_path / f"{kind}.png").size == (960, 480)
-    assert set(path.name for path in tmp_path.iterdir()) == {f"{kind}.csv", f"{kind}.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{kind}.csv", f"{kind}.png"}
     assert "on average" in capsys.readouterr().out
 
 
