@@ -55,8 +55,6 @@ def train(config, folder):
     from fcdm_keras.checkpoint import CheckpointManager
     from fcdm_keras.data.batches import training_batches
     from fcdm_keras.data.digits import load_digits
-    from fcdm_keras.evaluation.callback import Evaluate
-    from fcdm_keras.evaluation.digits import SCORES, score_digits
     from fcdm_keras.plots import plot_losses
 
     manager = CheckpointManager(folder / "checkpoints", config.keep_last, config.keep_every)
@@ -81,10 +79,6 @@ def train(config, folder):
             "seed": config.seed,
             "batch_size": 100,
         }
-        score_writers = [lambda row: tensorboard(row, "scores")]
-        if config.eval_every:
-            score_writers.append(callbacks.CSVWriter(folder / "scores.csv", start, ("step", *SCORES)))
-        score_labels = [i % config.num_classes for i in range(config.num_eval_samples)]
         grid_labels = [label for label in range(min(10, config.num_classes)) for _ in range(10)]
         trainer.fit(
             training_batches(images, labels, config.global_batch_size, config.steps, config.seed, start),
@@ -96,13 +90,28 @@ def train(config, folder):
                 callbacks.StopOnNonFinite(),
                 callbacks.Checkpoint(manager, config.ckpt_every),
                 callbacks.SampleGrid(task, grid_labels, folder, config.sample_every, **sampling),
-                Evaluate(task, score_digits, score_labels, config.eval_every, score_writers, **sampling),
+                *scores_while_training(config, task, folder, start, tensorboard, sampling),
                 progress,
             ],
         )
     plot_losses(folder / "log.csv", folder / "loss.png")
     runs.export_preset(trainer, config, folder / "preset")
     return trainer, task
+
+
+def scores_while_training(config, task, folder, start, tensorboard, sampling):
+    """The callback of `--eval-every`, in a list, which is empty if there are to be no scores."""
+    import numpy as np
+
+    from fcdm_keras.callbacks import CSVWriter
+    from fcdm_keras.evaluation.callback import Evaluate
+    from fcdm_keras.evaluation.digits import SCORES, score_digits
+
+    if not config.eval_every:
+        return []
+    writers = [CSVWriter(folder / "scores.csv", start, ("step", *SCORES)), lambda row: tensorboard(row, "scores")]
+    labels = np.arange(config.num_eval_samples) % config.num_classes
+    return [Evaluate(task, score_digits, labels, config.eval_every, writers, **sampling)]
 
 
 def score(config, trainer, task):
