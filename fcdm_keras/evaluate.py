@@ -106,6 +106,7 @@ def evaluate(options):
         **result,
         "num_samples": options.num_samples or counts[0],
         "num_reference_images": counts[1],
+        "sample_statistics": sorted(set(samples.given) & set(chosen)),
         "reference_statistics": sorted(set(reference.given) & set(chosen)),
         "features": extractor.name,
         "samples": str(options.samples),
@@ -134,8 +135,9 @@ def report(result):
     samples, reference = result["num_samples"], result["num_reference_images"]
     print(f"\n{result['samples']}: {samples:,} images" if samples else f"\n{result['samples']}: statistics")
     print(f"{result['reference']}: " + (f"{reference:,} images" if reference else "statistics"))
-    if result["reference_statistics"]:
-        print(f"of the reference, statistics in the file are used for {', '.join(result['reference_statistics'])}")
+    for side in ("sample", "reference"):
+        if result[f"{side}_statistics"]:
+            print(f"statistics in the {side} file replace its images' for {', '.join(result[f'{side}_statistics'])}")
     for metric, title in zip(METRICS, TITLES):
         if metric in result:
             print(f"  {title:16} {result[metric]}")
@@ -151,15 +153,15 @@ def write_json(result, path):
 
 def main(arguments=None):
     options = parse(arguments)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        if options.write_reference:
-            write_reference(options)
-        else:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            if options.write_reference:
+                return write_reference(options)
             result = evaluate(options)
-            report(result)
-            if options.json:
-                write_json(result, options.json)
+        report(result)
+        if options.json:
+            write_json(result, options.json)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -104,7 +104,8 @@ def draw(options, output):
     from fcdm_keras.runs import load_task
 
     drawing = Drawing(load_task(options.source), options)
-    open_output(output, {**vars(options), **drawing.settings(), "labels": drawing.labels.tolist()})
+    decisive = {**drawing.settings(), "num_samples": len(drawing), "labels": drawing.labels.tolist()}
+    open_output(output, decisive, {**vars(options), **decisive})
     files = [PNGFolder(output)] if options.png else []
     if options.npz:
         files.append(NpzFile(output / "samples.npz", (len(drawing), *drawing.image_shape)))
@@ -124,15 +125,14 @@ def draw(options, output):
     return drawing
 
 
-def open_output(output, settings):
-    """Stores the settings in the folder; raises ValueError if it holds images drawn with other ones."""
+def open_output(output, decisive, settings):
+    """Stores the settings in the folder; raises ValueError if it holds images drawn with other decisive ones."""
     file = output / "settings.json"
     if file.exists():
-        stored = json.loads(file.read_text())
-        decisive = settings.keys() - MAY_CHANGE - {"source", "output", "npz", "png", "classes", "label_order"}
+        stored = _stored(file)
         different = [
             name if name in ("labels", "weights") else f"{name}={stored.get(name)!r} there, {settings[name]!r} now"
-            for name in sorted(decisive)
+            for name in sorted(decisive.keys() - MAY_CHANGE)
             if stored.get(name) != settings[name]
         ]
         if different:
@@ -145,6 +145,13 @@ def open_output(output, settings):
     temporary = output / "settings.json.tmp"
     temporary.write_text(json.dumps(settings, indent=1) + "\n")
     os.replace(temporary, file)
+
+
+def _stored(file):
+    try:
+        return json.loads(file.read_text())
+    except ValueError:
+        raise ValueError(f"{file} is damaged: give another --output.") from None
 
 
 def main(arguments=None):

@@ -1,6 +1,6 @@
 """The interpreter of frozen graphs: TensorFlow's own execution, and recorded layers of ADM's evaluator."""
 
-import keras  # before TensorFlow: PyTorch crashes where it comes second
+import keras  # noqa: F401  (before TensorFlow: PyTorch crashes where it comes second)
 import numpy as np
 import pytest
 from helpers import to_numpy
@@ -9,7 +9,6 @@ from tensorboardX.proto import graph_pb2
 from fcdm_keras.evaluation.graph import FrozenGraph
 from fcdm_keras.evaluation.graph_ops import OPERATIONS
 
-assert keras.backend.backend()  # the import is used
 FLOAT, INT, UINT8 = 1, 3, 4
 
 

@@ -79,7 +79,15 @@ def _centred(reference, samples, k):
                 f"Precision and recall with k={k} need at least {k + 1} images. Received: {len(features)} {name} images"
             )
     centre = reference.mean(axis=0, dtype=np.float64)
-    return ((features - centre).astype(np.float32) for features in (reference, samples))
+    return [_shifted(features, centre) for features in (reference, samples)]
+
+
+def _shifted(features, centre):
+    """`features − centre`, float32, without a float64 copy of all."""
+    result = np.empty(features.shape, np.float32)
+    for rows in _slices(len(features), ROWS):
+        result[rows] = features[rows] - centre
+    return result
 
 
 def _slices(count, size):

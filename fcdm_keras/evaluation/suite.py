@@ -1,7 +1,9 @@
 """All scores of a set of images against a reference, computed in a stream, as ADM's evaluation suite does."""
 
 import dataclasses
+import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -54,11 +56,15 @@ class Collected:
 def open_set(path):
     """An `ImageSet` from a folder or an `.npz` file with `arr_0`, `mu` and `sigma`, `mu_s` and `sigma_s`, or all.
 
+    Of a folder that holds a `samples.npz`, as `python -m fcdm_keras.sample` writes it, that file is read.
+
     Raises:
         ValueError: the file holds neither images nor statistics, or damaged ones.
         OSError: it cannot be read.
     """
-    if not str(path).endswith(".npz"):
+    if (Path(path) / "samples.npz").exists():
+        path = Path(path) / "samples.npz"
+    if Path(path).suffix != ".npz":
         return ImageSet(str(path), open_images(path))
     names = array_names(path)
     given = {
@@ -149,7 +155,7 @@ def collect(side, extractor, chosen, count=None, batch_size=64, role="samples"):
         return collected
     total = side.images.count if count is None else count
     done = 0
-    with tqdm(total=total, desc=f"features of the {role}", unit="image", mininterval=1) as bar:
+    with _progress(total, role) as bar:
         for images in side.images.batches(batch_size, total):
             features = extractor.extract(images)
             for metric, statistics in streamed.items():
@@ -162,6 +168,11 @@ def collect(side, extractor, chosen, count=None, batch_size=64, role="samples"):
             bar.update(len(images))
     collected.statistics.update({metric: statistics.result() for metric, statistics in streamed.items()})
     return collected
+
+
+def _progress(total, role):
+    interval = 0.2 if os.isatty(2) else 15
+    return tqdm(total=total, desc=f"features of the {role}", unit="image", mininterval=interval)
 
 
 def scores(samples, reference, chosen):
@@ -208,7 +219,7 @@ def write_reference(path, images, extractor, num_images=10_000, batch_size=64):
     writer = NpzWriter(path, (num_images, *images.shape))
     writer.truncate(0)
     done = 0
-    with tqdm(total=images.count, desc="features of the reference", unit="image", mininterval=1) as bar:
+    with _progress(images.count, "reference") as bar:
         for batch in images.batches(batch_size):
             features = extractor.extract(batch)
             for metric, statistics in streamed.items():
