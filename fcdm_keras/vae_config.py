@@ -24,7 +24,7 @@ class VAEConfig:
     layers_per_block: int = _field(1, "residual blocks per level of the encoder; the decoder has one more")
     latent_channels: int = _field(4, "channels of the latents")
     norm_num_groups: int = _field(8, "groups of the norms; divides every width")
-    steps: int = _field(2000, "optimizer steps in all")
+    steps: int = _field(1000, "optimizer steps in all")
     batch_size: int = _field(16, "crops per step")
     accumulation_steps: int = _field(1, "micro-batches per step, to save memory; divides the batch size")
     learning_rate: float = _field(1e-3, "constant step size of AdamW")
