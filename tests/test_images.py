@@ -185,7 +185,7 @@ def test_missing_data_sets_say_how_to_get_them(tmp_path):
         open_source("nosuch_set")
     with pytest.raises(FileNotFoundError, match="There is no folder ./nowhere"):
         open_source("./nowhere")
-    with pytest.raises(ValueError, match="has no ClassLabel feature, so it is no class-labelled image set"):
+    with pytest.raises(ValueError, match="has no ClassLabel feature, so it is no class-labelled set of images"):
         _open_unlabelled(tmp_path)
 
 
