@@ -104,7 +104,7 @@ def test_a_flip_is_decoded_to_the_mirror_image(photos, tmp_path):
     )
     quality, mirrored = psnr(images, plain).mean(), psnr(images[:, :, ::-1], flipped).mean()
     assert mirrored > 22 and abs(mirrored - quality) < 1
-    assert psnr(images, flipped).mean() < mirrored - 5
+    assert psnr(images, flipped).mean() < mirrored - 4
 
 
 def test_metadata_tell_what_was_done(store):
