@@ -94,14 +94,14 @@ def evaluate(options):
 
     reference = suite.open_set(options.reference)
     samples, settings = open_samples(options)
-    extractor = load_extractor(options.features, options.inception, options.features_batch_size)
+    counts = [side.images.count if side.images else None for side in (samples, reference)]
+    size = min(options.features_batch_size, max(count or 1 for count in counts))
+    extractor = load_extractor(options.features, options.inception, size)
     chosen = options.metrics or suite.available_metrics(extractor)
     suite.check(samples, reference, extractor, chosen, options.num_samples)
-    size = options.features_batch_size
     theirs = suite.collect(reference, extractor, chosen, batch_size=size, role="reference")
     ours = suite.collect(samples, extractor, chosen, options.num_samples, size)
     result = suite.scores(ours, theirs, chosen)
-    counts = [side.images.count if side.images else None for side in (samples, reference)]
     return {
         **result,
         "num_samples": options.num_samples or counts[0],

@@ -108,7 +108,7 @@ def our_rows(run):
             f"FCDM-{run.config.model}",
             f"{parameters:.1f}",
             f"{run.steps:,}",
-            f"{gmacs:.3g}",
+            f"{gmacs:.1f}" if gmacs >= 1 else f"{gmacs:.2g}",
             speed,
             *(None if value is None else f"{value:.2f}" for value in values[:3]),
             *(None if value is None else f"{value:.4f}" for value in values[3:]),
