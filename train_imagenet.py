@@ -1,17 +1,20 @@
 """Train a class-conditional FCDM.
 
-    KERAS_BACKEND=jax python train_imagenet.py                          # the embedded recipe `digits`, minutes on a CPU
-    KERAS_BACKEND=jax python train_imagenet.py --recipe imagenet256-xl  # the paper's settings (table 7)
+    python train_imagenet.py                                              # the embedded recipe `digits`, pixels
+    python train_imagenet.py --recipe photos                              # embedded photographs, with an autoencoder
+    python train_imagenet.py --recipe imagenet256-xl --latents latents/   # the paper's settings (table 7)
 
-The same command resumes a run that was stopped at any moment. Every field of a recipe is a flag; see --help.
+KERAS_BACKEND=jax, torch or tensorflow chooses the backend. Latents are made by `python -m fcdm_keras.encode`. The same
+command resumes a run that was stopped at any moment. Every field of a recipe is a flag; see --help.
 """
 
 import argparse
+import dataclasses
 import json
-import shutil
 import sys
 import time
 
+from fcdm_keras.files import write_atomically
 from fcdm_keras.presets import add_config_flags, config_from_flags, config_to_json
 from fcdm_keras.run_folder import open_run
 
@@ -26,80 +29,62 @@ def parse(arguments=None):
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     options = parser.parse_args(arguments)
     try:
-        config = config_from_flags(options)
-    except ValueError as error:
+        config = with_data(config_from_flags(options), options)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     if options.dry_run:
         print(config_to_json(config), end="")
         sys.exit()
-    if config.dataset != "digits":
-        parser.error(
-            f"recipe {config.recipe} needs latents of {config.dataset}, whose loader is not part of this version yet; "
-            "the embedded recipe is `digits`."
-        )
-    if (config.image_size, config.num_classes) != (8, 10):
-        parser.error("the digits are 8 pixels wide and of 10 classes; leave out --image-size and --num-classes.")
     if len(sys.argv) == 1:
         print(
             "No recipe given: training `digits` (1,297 real handwritten digits, pixel space), a few minutes on a CPU.\n"
-            "For ImageNet: python train_imagenet.py --recipe imagenet256-xl; all recipes and flags: --help.\n"
+            "For ImageNet: python train_imagenet.py --recipe imagenet256-xl --latents DIR; all flags: --help.\n"
         )
     return config
 
 
-def train(config, folder):
-    """Trains `config` to its last step, resuming what is in `folder`. Returns (trainer, task)."""
-    import keras
+def with_data(config, options):
+    """The configuration, with the number of classes read from the store where no flag gives it.
 
-    from fcdm_keras import callbacks, runs
-    from fcdm_keras.checkpoint import CheckpointManager
-    from fcdm_keras.data.batches import training_batches
-    from fcdm_keras.data.digits import load_digits
-    from fcdm_keras.plots import plot_losses
-
-    manager = CheckpointManager(folder / "checkpoints", config.keep_last, config.keep_every)
-    images, labels = load_digits("train")
-    trainer = runs.build_trainer(config)
-    start = manager.restore(trainer) or 0
-    task = runs.build_task(config, trainer.backbone)
-    print(
-        f"{folder}: FCDM-{config.model}, {trainer.backbone.count_params():,} parameters, Keras {keras.__version__} on "
-        f"{keras.backend.backend()}, {config.steps:,} steps of {config.global_batch_size} images"
-        + (f", resumed at step {start:,}" if start else "")
-    )
-    log = callbacks.CSVWriter(folder / "log.csv", start)
-    if start < config.steps:
-        shutil.rmtree(folder / "preset", ignore_errors=True)  # of a shorter run
-        progress = callbacks.Progress(config.steps)
-        writers = [
-            log,
-            callbacks.TensorBoardWriter(folder / "tensorboard", start),
-            progress,
-        ]
-        sampling = {
-            "num_steps": config.num_sampling_steps,
-            "guidance_scale": config.cfg_scale,
-            "sampler": config.sampler,
-            "seed": config.seed,
-            "batch_size": 100,
-        }
-        grid_labels = [label for label in range(min(10, config.num_classes)) for _ in range(10)]
-        trainer.fit(
-            training_batches(images, labels, config.global_batch_size, config.steps, config.seed, start),
-            steps_per_epoch=config.steps - start,
-            verbose=0,
-            shuffle=False,
-            callbacks=[
-                callbacks.StepLog(config.log_every, config.global_batch_size, writers),
-                callbacks.StopOnNonFinite(),
-                callbacks.Checkpoint(manager, config.ckpt_every),
-                callbacks.SampleGrid(task, grid_labels, folder, config.sample_every, **sampling),
-                progress,
-            ],
+    Raises ValueError or OSError, in one sentence, if there is nothing to train on.
+    """
+    if config.dataset == "digits":
+        if (config.image_size, config.num_classes, config.latent_channels) != (8, 10, 1) or config.latents:
+            raise ValueError(
+                "the digits are 8 pixels wide, of 1 channel and 10 classes; leave out --image-size, --num-classes, "
+                "--latent-channels and --latents."
+            )
+        return config
+    if config.eval_every and not config.eval_reference:
+        raise ValueError("--eval-every scores images against a reference: give one with --eval-reference REF.npz.")
+    if options.dry_run or not config.cache or (config.dataset == "photos" and not config.latents):
+        return config
+    if not config.latents:
+        raise ValueError(
+            f"recipe {config.recipe} trains on latents: give a store with --latents DIR. `python -m fcdm_keras.encode "
+            f"--source {config.dataset} --vae stabilityai/sd-vae-ft-ema --image-size {config.image_size} --output DIR` "
+            "makes one; --source may also be a folder of class folders. The embedded recipes are `digits` and `photos`."
         )
-    plot_losses(folder / "log.csv", folder / "loss.png")
-    runs.export_preset(trainer, config, folder / "preset")
-    return trainer, task
+    from fcdm_keras.data.latent_store import check_fit, read_metadata
+
+    metadata = read_metadata(config.latents)
+    if options.num_classes is None:
+        config = dataclasses.replace(config, num_classes=metadata.num_classes)
+    check_fit(metadata, config)
+    return config
+
+
+def prepare_photos(config, folder):
+    """Trains an autoencoder on the embedded photographs and encodes them; what is there already is kept."""
+    from fcdm_keras import encode, train_vae
+
+    autoencoder, latents = folder / "autoencoder", folder / "latents"
+    if not (autoencoder / "scores.json").exists():
+        train_vae.main([f"--output={autoencoder}", f"--seed={config.seed}"])
+    image_size, vae = f"--image-size={config.image_size}", f"--vae={autoencoder / 'vae'}"
+    if not (latents / "store.json").exists():
+        encode.main(["--source=photos", vae, image_size, f"--output={latents}"])
+    return dataclasses.replace(config, latents=str(latents))
 
 
 def score(config, trainer, task):
@@ -107,34 +92,22 @@ def score(config, trainer, task):
     import numpy as np
 
     from fcdm_keras.evaluation.digits import score_digits
+    from fcdm_keras.fitting import sampling_options
 
     labels = np.arange(SCORED_SAMPLES) % config.num_classes
     drawn = task.generate(
         labels,
-        num_steps=config.num_sampling_steps,
-        guidance_scale=config.cfg_scale,
-        sampler=config.sampler,
         seed=(config.seed + 1) % 2**64,
         batch_size=100,
         weights=trainer.ema.values(),
         verbose=True,
+        **sampling_options(config),
     )
     return score_digits(drawn, labels)
 
 
-def main(arguments=None):
-    began = time.perf_counter()
-    config = parse(arguments)
-    try:
-        folder = open_run(config)
-        trainer, task = train(config, folder)
-        scores = score(config, trainer, task)
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command resumes from the last checkpoint.")
-    scores["seconds"] = round(time.perf_counter() - began, 1)
-    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+def report(config, scores):
+    """Prints the digits' scores beside those of real digits."""
     print(f"\n{SCORED_SAMPLES} digits, {config.sampler} {config.num_sampling_steps}, guidance {config.cfg_scale}:")
     for name, shown, real in (
         ("read as the digit asked for", f"{scores['agreement']:.1%}", f"{scores['classifier_accuracy']:.1%}"),
@@ -143,6 +116,28 @@ def main(arguments=None):
         ("copies of training digits", f"{scores['copies']:.1%}", "0.0%"),
     ):
         print(f"  {name:28} {shown:>7}  (real digits: {real})")
+
+
+def main(arguments=None):
+    began = time.perf_counter()
+    config = parse(arguments)
+    scores = {}
+    try:
+        folder = open_run(config)
+        if config.dataset == "photos" and config.cache and not config.latents:
+            config = prepare_photos(config, folder)
+        from fcdm_keras.fitting import fit_run
+
+        trainer, task = fit_run(config, folder)
+        if config.dataset == "digits":
+            scores = score(config, trainer, task)
+            report(config, scores)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command resumes from the last checkpoint.")
+    scores["seconds"] = round(time.perf_counter() - began, 1)
+    write_atomically(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
     print(f"  {scores['seconds']:.0f} s in all; images, curves, scores and the model are in {folder}/")
 
 

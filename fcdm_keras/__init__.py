@@ -14,6 +14,7 @@ _HOMES = {
     "DiffusionTrainer": "trainer",
     "ClassToImage": "tasks",
     "Identity": "autoencoders",
+    "KLAutoencoder": "autoencoders",
     "AdamW": "optimizers",
     "load_torch_checkpoint": "convert",
     "save_torch_state_dict": "convert",

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fcdm_keras import images
 
-FIELDS = ("step", "loss", "mse", "vb", "images_per_second")
+FIELDS = ("step", "loss", "mse", "vb", "images_per_second")  # of the log of a diffusion model's training
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -52,7 +52,7 @@ class StepLog(StepCallback):
     Args:
         every: steps between lines.
         batch_size: images per step.
-        writers: callables that take a dict with the keys `FIELDS`.
+        writers: callables that take a dict with `step`, the trainer's metrics and `images_per_second`.
     """
 
     def __init__(self, every, batch_size, writers):
@@ -74,7 +74,8 @@ class StepLog(StepCallback):
         if not self.due(self.every):
             return
         speed = self._steps * self.batch_size / self._seconds
-        row = {"step": self.step, **{name: float(logs[name]) for name in FIELDS[1:4]}, "images_per_second": speed}
+        metrics = {metric.name: float(logs[metric.name]) for metric in self.model.metrics}
+        row = {"step": self.step, **metrics, "images_per_second": speed}
         for writer in self.writers:
             writer(row)
         self._seconds, self._steps = 0.0, 0
@@ -82,21 +83,27 @@ class StepLog(StepCallback):
 
 
 class CSVWriter:
-    """Appends rows to a CSV file; rows after `resume_step`, which a resumed run repeats, are dropped first."""
+    """Appends rows to a CSV file; rows after `resume_step`, which a resumed run repeats, are dropped first.
 
-    def __init__(self, path, resume_step=0):
-        self.path = Path(path)
+    Args:
+        path: the file.
+        resume_step: the step that the run goes on from.
+        fields: keys of a row, `step` first.
+    """
+
+    def __init__(self, path, resume_step=0, fields=FIELDS):
+        self.path, self.fields = Path(path), fields
         kept = [row for row in read_csv(self.path) if row["step"] <= resume_step] if self.path.exists() else []
         temporary = self.path.with_suffix(".tmp")
         with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, fields)
             writer.writeheader()
             writer.writerows(kept)
         os.replace(temporary, self.path)
 
     def __call__(self, row):
         with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, FIELDS).writerow(row)
+            csv.DictWriter(file, self.fields).writerow(row)
 
 
 def read_csv(path):
@@ -105,8 +112,8 @@ def read_csv(path):
     with open(path, newline="") as file:
         for row in csv.DictReader(line for line in file if line.endswith("\n")):
             try:
-                rows.append({"step": int(row["step"]), **{name: float(row[name]) for name in FIELDS[1:]}})
-            except (KeyError, TypeError, ValueError):
+                rows.append({name: int(value) if name == "step" else float(value) for name, value in row.items()})
+            except (TypeError, ValueError):
                 continue
     return rows
 
@@ -124,9 +131,10 @@ class TensorBoardWriter:
 
         self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1, flush_secs=1)
 
-    def __call__(self, row):
-        for name in FIELDS[1:]:
-            self._writer.add_scalar(f"train/{name}", row[name], row["step"])
+    def __call__(self, row, group="train"):
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(f"{group}/{name}", value, row["step"])
 
 
 class Progress(StepCallback):
@@ -161,10 +169,8 @@ class Progress(StepCallback):
 
     def __call__(self, row):
         """As a writer of `StepLog`: prints the row above the bar."""
-        tqdm.write(
-            f"step {row['step']:>7}  loss {row['loss']:.4f}  mse {row['mse']:.4f}  vb {row['vb']:.4f}  "
-            f"{row['images_per_second']:,.0f} images/s"
-        )
+        metrics = (f"{name} {row[name]:.4f}" for name in row if name not in ("step", "images_per_second"))
+        tqdm.write(f"step {row['step']:>7}  {'  '.join(metrics)}  {row['images_per_second']:,.0f} images/s")
 
 
 class Checkpoint(StepCallback):

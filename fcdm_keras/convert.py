@@ -33,7 +33,7 @@ def load_torch_checkpoint(path, weights="ema", dtype=None):
     """
     if weights not in ("ema", "model"):
         raise ValueError(f'weights must be "ema" or "model". Received: {weights!r}')
-    state = _state_dict(_read(path), weights, path)
+    state = _state_dict(read_torch_file(path), weights, path)
     sizes = _sizes(state, path)
 
     from fcdm_keras.backbone import FCDMBackbone  # slow to import: a bad file is refused without it
@@ -71,7 +71,13 @@ def save_torch_state_dict(backbone, path):
     torch.save({"model": state, "ema": state}, path)
 
 
-def _read(path):
+def read_torch_file(path):
+    """What a PyTorch file holds, on the CPU, without executing anything in it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds objects that may not be loaded.
+    """
     import torch
 
     if not os.path.isfile(path):

@@ -25,14 +25,34 @@ def _quiet():
         os.close(nowhere)
 
 
-if keras.backend.backend() != "tensorflow" and importlib.util.find_spec("tensorflow") is not None:
+def hide_tensorflow_gpus():
+    """Imports TensorFlow, where it is installed, and under another backend hides the GPUs from it."""
+    if keras.backend.backend() == "tensorflow" or importlib.util.find_spec("tensorflow") is None:
+        return
     with _quiet():
         import tensorflow
 
         with contextlib.suppress(RuntimeError):  # the program that imports us has used TensorFlow already: its choice
             tensorflow.config.set_visible_devices([], "GPU")
-        import keras_hub
-else:
+
+
+hide_tensorflow_gpus()
+with _quiet() if keras.backend.backend() != "tensorflow" else contextlib.nullcontext():
     import keras_hub
 
-__all__ = ["keras_hub"]
+
+@contextlib.contextmanager
+def unchanged_backbones():
+    """A context to make KerasHub's functional backbones in, of which only plain `keras.Model`s are kept.
+
+    Keras rebases `keras_hub.models.Backbone` on its functional models, for the whole process, when the first functional
+    backbone is made. Ours is none of them, and could neither be made nor called afterwards.
+    """
+    bases = keras_hub.models.Backbone.__bases__
+    try:
+        yield
+    finally:
+        keras_hub.models.Backbone.__bases__ = bases
+
+
+__all__ = ["hide_tensorflow_gpus", "keras_hub", "unchanged_backbones"]

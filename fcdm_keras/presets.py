@@ -38,6 +38,17 @@ class TrainConfig:
     image_size: int
     num_classes: int
     steps: int
+    latent_channels: int = 4
+    latent_scale: float = 0.18215  # of SD's autoencoders
+    latents: str = ""
+    source: str = ""
+    data_dir: str = ""
+    vae: str = ""
+    cache: bool = True
+    flips: bool = True
+    sample_posterior: bool = True
+    data_workers: int = 0
+    init_from: str = ""
     global_batch_size: int = 256
     accumulation_steps: int = 1
     learning_rate: float = 1e-4
@@ -53,6 +64,11 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 100
     sample_every: int = 10_000
+    eval_every: int = 0
+    num_eval_samples: int = 200
+    eval_reference: str = ""
+    eval_features: str = "inception"
+    inception: str = ""
     ckpt_every: int = 10_000
     keep_last: int = 3
     keep_every: int = 100_000
@@ -66,7 +82,18 @@ HELP = {
     "dataset": "data set",
     "model": "model size: " + ", ".join(MODEL_SIZES),
     "image_size": "side of the images, pixels",
-    "num_classes": "number of classes",
+    "num_classes": "number of classes; default the latent store's",
+    "latent_channels": "channels of the latents",
+    "latent_scale": "factor from the autoencoder's latents to what is diffused, which the store must have; 0 is any",
+    "latents": "latent store, made by `python -m fcdm_keras.encode`",
+    "source": "images for --no-cache: folder of class folders, or TFDS name; default the recipe's data set",
+    "data_dir": "folder of TensorFlow Datasets",
+    "vae": "autoencoder that decodes samples: folder or Hub id; default what the latent store was made with",
+    "cache": "train from a latent store; --no-cache: keep the images in memory and encode every batch (small sets)",
+    "flips": "mirror half of the images",
+    "sample_posterior": "draw latents from the autoencoder's posterior anew at each read; else its mean",
+    "data_workers": "processes that read training data; 0 reads in this one",
+    "init_from": "start from the weights of a preset, run or reference checkpoint (.pt)",
     "steps": "optimizer steps in all",
     "global_batch_size": "images per optimizer step, over all devices and micro-batches",
     "accumulation_steps": "micro-batches per optimizer step; divides the global batch size",
@@ -83,6 +110,11 @@ HELP = {
     "seed": "seed of weights, data order, noise and timesteps",
     "log_every": "steps between log lines",
     "sample_every": "steps between sample grids; 0 is never",
+    "eval_every": "steps between scores of images drawn from the EMA weights; 0 is never",
+    "num_eval_samples": "images drawn for these scores",
+    "eval_reference": "reference that they are compared with (not for digits), see `python -m fcdm_keras.evaluate`",
+    "eval_features": "features of these scores: inception, dinov2, pixels or a .keras model",
+    "inception": "classify_image_graph_def.pb; default downloads it",
     "ckpt_every": "steps between checkpoints",
     "keep_last": "newest checkpoints kept",
     "keep_every": "checkpoints at multiples of this many steps are kept for good; 0 is none",
@@ -99,15 +131,22 @@ CHOICES = {
 }
 # May change when a run is resumed; everything else must stay as it was.
 MAY_CHANGE = {
-    "steps", "gradient_checkpointing", "torch_compile", "log_every", "sample_every", "ckpt_every", "keep_last",
-    "keep_every", "sampler", "num_sampling_steps", "cfg_scale", "results_dir",
+    "steps", "latents", "source", "data_dir", "vae", "data_workers", "gradient_checkpointing", "torch_compile",
+    "log_every", "sample_every", "eval_every", "num_eval_samples", "eval_reference", "eval_features", "inception",
+    "ckpt_every", "keep_last", "keep_every", "sampler", "num_sampling_steps", "cfg_scale", "results_dir",
 }  # fmt: skip
 
 
 def _imagenet(image_size, model, steps):
     name = f"imagenet{image_size}-{model.lower()}"
     return TrainConfig(
-        recipe=name, dataset="imagenet2012", model=model, image_size=image_size, num_classes=1000, steps=steps
+        recipe=name,
+        dataset="imagenet2012",
+        model=model,
+        image_size=image_size,
+        num_classes=1000,
+        steps=steps,
+        data_workers=4,
     )
 
 
@@ -121,14 +160,37 @@ RECIPES = {
             model="XS",
             image_size=8,
             num_classes=10,
-            steps=1200,
+            steps=1000,
+            latent_channels=1,
+            latent_scale=1.0,
+            flips=False,
             global_batch_size=128,
             learning_rate=1e-3,
             ema_decay=0.999,
             ema_warmup=True,
             log_every=50,
-            sample_every=300,
-            ckpt_every=300,
+            sample_every=500,
+            ckpt_every=250,
+            keep_every=0,
+            sampler="ddim",
+            num_sampling_steps=50,
+        ),
+        # Three photographs that ship inside packages, through an autoencoder and a latent store of their own.
+        TrainConfig(
+            recipe="photos",
+            dataset="photos",
+            model="XS",
+            image_size=48,
+            num_classes=3,
+            steps=800,
+            latent_scale=0.0,
+            global_batch_size=64,
+            learning_rate=1e-3,
+            ema_decay=0.999,
+            ema_warmup=True,
+            log_every=50,
+            sample_every=400,
+            ckpt_every=200,
             keep_every=0,
             sampler="ddim",
             num_sampling_steps=50,
@@ -170,8 +232,9 @@ def check_config(config):
     """Raises ValueError, in one sentence, for a value that cannot be trained with."""
     for name, lowest in (
         ("image_size", 4), ("num_classes", 1), ("steps", 1), ("global_batch_size", 1), ("accumulation_steps", 1),
-        ("log_every", 1), ("sample_every", 0), ("ckpt_every", 1), ("keep_last", 1), ("keep_every", 0), ("cfg_scale", 0),
-        ("clip_norm", 0), ("weight_decay", 0), ("seed", 0),
+        ("latent_channels", 1), ("latent_scale", 0), ("data_workers", 0), ("log_every", 1), ("sample_every", 0),
+        ("eval_every", 0), ("num_eval_samples", 4), ("ckpt_every", 1), ("keep_last", 1), ("keep_every", 0),
+        ("cfg_scale", 0), ("clip_norm", 0), ("weight_decay", 0), ("seed", 0),
     ):  # fmt: skip
         if not getattr(config, name) >= lowest:
             raise ValueError(f"{name} must be at least {lowest}. Received: {getattr(config, name)}")

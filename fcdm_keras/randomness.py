@@ -13,7 +13,9 @@ import numpy as np
 from keras import ops
 
 # One number per use, so that no two uses share a stream.
-TIMESTEPS, NOISE, LABEL_DROP, INITIAL_NOISE, STEP_NOISE, EVAL_TIMESTEPS, EVAL_NOISE = range(7)
+(
+    TIMESTEPS, NOISE, LABEL_DROP, INITIAL_NOISE, STEP_NOISE, EVAL_TIMESTEPS, EVAL_NOISE, POSTERIOR_NOISE, LABELS
+) = range(9)  # fmt: skip
 
 _MASK = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -83,11 +85,6 @@ def normal(keys, shape):
     angle = (2.0 * math.pi) * _unit(second)
     values = ops.concatenate([radius * ops.cos(angle), radius * ops.sin(angle)], axis=1)
     return ops.reshape(values[:, :count], (-1, *shape))
-
-
-def permutation(seed, epoch, size):
-    """The order of `size` samples in an epoch, on the host: int64 NumPy array."""
-    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch])).permutation(size)
 
 
 def _words(keys, count):

@@ -5,12 +5,12 @@ runs/digits/
   checkpoints/      what the run resumes from           loss.png       the loss curve
   samples.png       the newest grid (all in samples/)   tensorboard/   the log for TensorBoard
   preset/           the EMA weights as a KerasHub preset
-  scores.json       scores of the samples (digits)
+  scores.json       scores of the samples (digits)      scores.csv     scores while training (--eval-every)
 """
 
-import os
 from pathlib import Path
 
+from fcdm_keras.files import write_atomically
 from fcdm_keras.presets import MAY_CHANGE, config_from_json, config_to_json
 
 
@@ -30,9 +30,7 @@ def open_run(config):
         _check_same(stored_config(folder), config, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "config.json.tmp"
-        temporary.write_text(config_to_json(config))
-        os.replace(temporary, file)
+        write_atomically(file, config_to_json(config))
     except OSError as error:
         raise OSError(f"The run folder {folder} cannot be written to: {error.strerror or error}.") from None
     return folder

@@ -1,25 +1,26 @@
 """A run's model built from its configuration, exported and loaded again."""
 
+import json
 import shutil
 from pathlib import Path
 
 import keras
+from keras import ops
 
 from fcdm_keras import engine
-from fcdm_keras.autoencoders import Identity
+from fcdm_keras.autoencoders import Identity, KLAutoencoder
 from fcdm_keras.backbone import FCDMBackbone
 from fcdm_keras.checkpoint import CheckpointManager
+from fcdm_keras.convert import load_torch_checkpoint
 from fcdm_keras.optimizers import AdamW
 from fcdm_keras.presets import MODEL_SIZES
 from fcdm_keras.run_folder import stored_config
 from fcdm_keras.tasks import ClassToImage
 from fcdm_keras.trainer import DiffusionTrainer
 
-CHANNELS = {"digits": 1}  # of the images of data sets that are trained in pixel space
 
-
-def build_trainer(config):
-    """A compiled `DiffusionTrainer` with fresh weights, as `config` describes."""
+def build_backbone(config):
+    """A backbone with fresh weights, as `config` describes."""
     engine.allow_tf32()
     keras.utils.set_random_seed(config.seed % 2**32)
     size = MODEL_SIZES[config.model]
@@ -27,12 +28,17 @@ def build_trainer(config):
         size.hidden_channels,
         size.depths,
         num_classes=config.num_classes,
-        in_channels=CHANNELS.get(config.dataset, 4),
+        in_channels=config.latent_channels,
         dtype=config.precision,
     )
     backbone.gradient_checkpointing = config.gradient_checkpointing
+    return backbone
+
+
+def build_trainer(config, backbone=None):
+    """A compiled `DiffusionTrainer`, as `config` describes, of a backbone from `build_backbone`."""
     trainer = DiffusionTrainer(
-        backbone,
+        backbone or build_backbone(config),
         ema_decay=config.ema_decay,
         ema_warmup=config.ema_warmup,
         label_dropout=config.label_dropout,
@@ -45,18 +51,61 @@ def build_trainer(config):
     return trainer
 
 
-def build_task(config, backbone):
-    """The task that samples from `backbone` in a run of `config`."""
-    return ClassToImage(backbone, Identity(backbone.in_channels), image_size=config.image_size)
+def load_backbone(source):
+    """The backbone of a preset, a run folder, or a reference checkpoint (`.pt`). Raises ValueError or OSError."""
+    if str(source).endswith(".pt"):
+        return load_torch_checkpoint(source)
+    return load_task(source).backbone
 
 
-def export_preset(trainer, config, folder):
+def copy_weights(source, target):
+    """Starts one backbone from another of the same sizes; the conditioning stays as it is where it has other shapes.
+
+    Args:
+        source, target: `FCDMBackbone`s, which may differ in their number of classes.
+
+    Returns:
+        What was done, in one sentence.
+
+    Raises:
+        ValueError: the networks differ in more than their conditioning.
+    """
+    sizes = ("hidden_channels", "depths", "in_channels", "out_channels", "expansion_ratio", "kernel_size")
+    different = [
+        f"{name} {getattr(source, name)} there, {getattr(target, name)} here"
+        for name in sizes
+        if getattr(source, name) != getattr(target, name)
+    ]
+    if different:
+        raise ValueError(f"The weights to start from are of another network: {'; '.join(different)}.")
+    old, new = source.conditioning, target.conditioning
+    same = [tuple(v.shape) for v in old.weights] == [tuple(v.shape) for v in new.weights]
+    kept, made = (source.variables, target.variables) if same else (_without(source, old), _without(target, new))
+    for a, b in zip(kept, made, strict=True):
+        b.assign(ops.cast(a.value, b.dtype) * 1)
+    if same:
+        return f"all {len(made)} tensors are kept"
+    classes = f" ({old.num_classes} classes there, {new.num_classes} here)" if hasattr(old, "num_classes") else ""
+    return f"{len(made)} tensors are kept, the {len(new.weights)} of the conditioning are made anew{classes}"
+
+
+def _without(backbone, conditioning):
+    left_out = {id(variable) for variable in conditioning.variables}
+    return [variable for variable in backbone.variables if id(variable) not in left_out]
+
+
+def build_task(config, backbone, autoencoder=None):
+    """The task that samples from `backbone` in a run of `config`; without autoencoder, images are the latents."""
+    return ClassToImage(backbone, autoencoder or Identity(backbone.in_channels), image_size=config.image_size)
+
+
+def export_preset(trainer, config, folder, autoencoder=None):
     """Saves the EMA weights as a task preset in `folder`, which is whole or absent at any moment."""
     backbone = FCDMBackbone.from_config({**trainer.backbone.get_config(), "dtype": "float32"})
     trainer.ema.copy_to(backbone)
     unfinished = folder.with_name(f".unfinished-{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
-    build_task(config, backbone).save_to_preset(str(unfinished))
+    build_task(config, backbone, autoencoder).save_to_preset(str(unfinished))
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 
@@ -90,7 +139,15 @@ def load_task(source, autoencoder=None):
         trainer = build_trainer(config)
         if CheckpointManager(source / "checkpoints", read_only=True).restore(trainer) is not None:
             trainer.ema.copy_to(trainer.backbone)
-            return build_task(config, trainer.backbone)
+            return build_task(config, trainer.backbone, autoencoder or _stored_autoencoder(config, source))
     raise FileNotFoundError(
         f"There is no model at {source}: expected a run folder with a checkpoint or a preset folder with config.json."
     )
+
+
+def _stored_autoencoder(config, folder):
+    """The autoencoder of a latent run: the one asked for, or the one that made its latent store."""
+    if config.dataset == "digits":
+        return None
+    name = config.vae or json.loads((folder / "latents.json").read_text(encoding="utf-8"))["autoencoder"]
+    return KLAutoencoder.from_diffusers(name)

@@ -2,17 +2,23 @@
 
     python -m fcdm_keras.sample runs/digits --classes 0-9 --num-samples 100 --num-sampling-steps 50 --sampler ddim \\
         --cfg-scale 1.5 --output samples/
+    python -m fcdm_keras.sample RUN --num-samples 50000 --labels random --output samples/ --npz --no-png
 
-Writes one PNG per image, a grid, the settings, and with --npz all images as `arr_0` of one file. Image i is the same
-whatever the batch size, and whatever else is drawn.
+Writes one PNG per image (unless --no-png), a grid, the settings, and with --npz all images as `arr_0` and their labels
+as `arr_1` of one file. Image i depends on the seed and i alone: not on the batch size, nor on what else is drawn. The
+same command goes on where it was stopped, or killed.
 """
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
+from fcdm_keras.drawing import add_drawing_flags, check_drawing_flags
+
 GRID_LIMIT = 256  # images shown in the grid
+MAY_CHANGE = {"batch_size"}  # when drawing is resumed
 
 
 def parse(arguments=None):
@@ -20,83 +26,146 @@ def parse(arguments=None):
         prog="python -m fcdm_keras.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", help="run folder, preset folder, hf://… or kaggle://…")
-    parser.add_argument("--classes", default=None, help="classes drawn in turn, such as 0-9 or 207,360; default all")
-    parser.add_argument("--num-samples", type=int, default=100, help="number of images (default 100)")
-    parser.add_argument("--num-sampling-steps", type=int, default=250, help="sampling steps, 1 to 1000 (default 250)")
-    parser.add_argument("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="sampler (default ddpm)")
-    parser.add_argument("--eta", type=float, default=0.0, help="noise of ddim, 0 to 1 (default 0)")
-    parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance scale, 1 is none (default 1.5)")
-    parser.add_argument(
-        "--cfg-channels",
-        choices=("all", "first_three"),
-        default="all",
-        help="guided channels; first_three is the reference's way (default all)",
-    )
-    parser.add_argument("--image-size", type=int, default=None, help="side in pixels; default the model's own")
-    parser.add_argument("--batch-size", type=int, default=64, help="images drawn at once (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="seed (default 0)")
+    add_drawing_flags(parser, num_samples=100)
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--npz", action="store_true", help="also write samples.npz with arr_0, uint8 (N, H, W, C)")
+    parser.add_argument("--png", action=argparse.BooleanOptionalAction, default=True, help="write one PNG per image")
     options = parser.parse_args(arguments)
-    if options.num_samples < 1:
-        parser.error(f"--num-samples must be at least 1. Received: {options.num_samples}")
+    check_drawing_flags(parser, options)
+    if not (options.png or options.npz):
+        parser.error("--no-png needs --npz: nothing would be written.")
     return options
 
 
-def parse_classes(text, num_classes):
-    """`"0-2,7"` → `[0, 1, 2, 7]`; `None` is all classes. Raises ValueError for other text or classes out of range."""
-    if text is None:
-        return list(range(num_classes))
-    classes = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        last = last if dash else first
-        if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
-            raise ValueError(f"--classes must look like 0-9 or 207,360,387. Received: {text!r}")
-        if int(last) >= num_classes:
-            raise ValueError(f"--classes must lie in [0, {num_classes - 1}]. Received: {text!r}")
-        classes += range(int(first), int(last) + 1)
-    return classes
+class PNGFolder:
+    """One PNG per image; images that are there stay."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def path(self, index):
+        return self.folder / f"{index:06d}.png"
+
+    def done(self, count):
+        return next((i for i in range(count) if not self.path(i).exists()), count)
+
+    def write(self, first, drawn):
+        from fcdm_keras import images
+
+        for i, image in enumerate(drawn, first):
+            if not self.path(i).exists():
+                temporary = self.folder / ".unfinished.png"
+                images.to_pil(image).save(temporary)
+                os.replace(temporary, self.path(i))
+
+    def finish(self, labels):
+        pass
+
+    def first(self, count):
+        import numpy as np
+        from PIL import Image
+
+        return np.stack([np.atleast_3d(np.asarray(Image.open(self.path(i)))) for i in range(count)])
+
+
+class NpzFile:
+    """All images in one file, which has its name when it is whole."""
+
+    def __init__(self, path, shape):
+        from fcdm_keras.npz import NpzWriter
+
+        self.path = path
+        self.writer = None if path.exists() else NpzWriter(path, shape)
+
+    def done(self, count):
+        return self.writer.rows if self.writer else count
+
+    def write(self, first, drawn):
+        if self.writer and first + len(drawn) > self.writer.rows:
+            self.writer.append(drawn[self.writer.rows - first :])
+
+    def finish(self, labels):
+        if self.writer:
+            self.writer.finish(arr_1=labels)
+
+    def first(self, count):
+        from fcdm_keras.npz import NpzArray
+
+        return next(NpzArray(self.path).batches(count))
+
+
+def draw(options, output):
+    """Draws what is missing in the folder `output`. Returns the `Drawing`."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from fcdm_keras import images
+    from fcdm_keras.drawing import Drawing, parse_classes
+    from fcdm_keras.runs import load_task
+
+    drawing = Drawing(load_task(options.source), options)
+    decisive = {**drawing.settings(), "num_samples": len(drawing), "labels": drawing.labels.tolist()}
+    open_output(output, decisive, {**vars(options), **decisive})
+    files = [PNGFolder(output)] if options.png else []
+    if options.npz:
+        files.append(NpzFile(output / "samples.npz", (len(drawing), *drawing.image_shape)))
+    done = min(file.done(len(drawing)) for file in files)
+    interval = 0.2 if os.isatty(2) else 15
+    with tqdm(total=len(drawing), initial=done, desc="sampling", unit="image", mininterval=interval) as bar:
+        for first, drawn in drawing.batches(done) if done < len(drawing) else ():
+            for file in files:
+                file.write(first, drawn)
+            bar.update(first + len(drawn) - max(bar.n, first))
+    for file in files:
+        file.finish(drawing.labels)
+    shown = files[0].first(min(len(drawing), GRID_LIMIT))
+    classes = parse_classes(options.classes, drawing.task.backbone.conditioning.num_classes)
+    in_turn = options.label_order == "balanced" and len(classes) <= 16
+    images.grid(shown, len(classes) if in_turn else int(np.ceil(len(shown) ** 0.5))).save(output / "grid.png")
+    return drawing
+
+
+def open_output(output, decisive, settings):
+    """Stores the settings in the folder; raises ValueError if it holds images drawn with other decisive ones."""
+    file = output / "settings.json"
+    if file.exists():
+        stored = _stored(file)
+        different = [
+            name if name in ("labels", "weights") else f"{name}={stored.get(name)!r} there, {settings[name]!r} now"
+            for name in sorted(decisive.keys() - MAY_CHANGE)
+            if stored.get(name) != settings[name]
+        ]
+        if different:
+            raise ValueError(
+                f"{output} holds images drawn with other settings ({'; '.join(different)}): give those to go on, or "
+                "another --output."
+            )
+    elif (output / "000000.png").exists() or list(output.glob("samples.npz*")):
+        raise ValueError(f"{output} holds images of unknown settings (no settings.json): give another --output.")
+    temporary = output / "settings.json.tmp"
+    temporary.write_text(json.dumps(settings, indent=1) + "\n")
+    os.replace(temporary, file)
+
+
+def _stored(file):
+    try:
+        return json.loads(file.read_text())
+    except ValueError:
+        raise ValueError(f"{file} is damaged: give another --output.") from None
 
 
 def main(arguments=None):
     options = parse(arguments)
-    import numpy as np
-
-    from fcdm_keras import images
-    from fcdm_keras.autoencoders import Identity
-    from fcdm_keras.runs import load_task
-
+    output = Path(options.output)
     try:
-        output = Path(options.output)
         output.mkdir(parents=True, exist_ok=True)
-        task = load_task(options.source)
-        if isinstance(task.autoencoder, Identity) and task.autoencoder.latent_channels not in (1, 3):
-            raise ValueError(f"{options.source} draws latents, and holds no autoencoder to make images of them.")
-        classes = parse_classes(options.classes, task.backbone.conditioning.num_classes)
-        labels = np.resize(np.asarray(classes, np.int32), options.num_samples)
-        drawn = task.generate(
-            labels,
-            num_steps=options.num_sampling_steps,
-            guidance_scale=options.cfg_scale,
-            seed=options.seed,
-            sampler=options.sampler,
-            eta=options.eta,
-            guidance_channels=options.cfg_channels,
-            batch_size=options.batch_size,
-            image_size=options.image_size,
-            verbose=True,
-        )
-        for i, image in enumerate(drawn):
-            images.to_pil(image).save(output / f"{i:06d}.png")
-        columns = len(classes) if len(classes) <= 16 else int(np.ceil(min(len(drawn), GRID_LIMIT) ** 0.5))
-        images.grid(drawn[:GRID_LIMIT], columns).save(output / "grid.png")
-        (output / "settings.json").write_text(json.dumps({**vars(options), "labels": labels.tolist()}, indent=1) + "\n")
-        if options.npz:
-            np.savez(output / "samples.npz", arr_0=drawn, arr_1=labels)
+        drawing = draw(options, output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{len(drawn)} images of {drawn.shape[1]}×{drawn.shape[2]} pixels are in {output}/ (grid.png shows them).")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command goes on.")
+    height, width, _ = drawing.image_shape
+    print(f"{len(drawing)} images of {height}×{width} pixels are in {output}/ (grid.png shows them).")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ class ClassToImage(keras_hub.models.Task):
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self._latent_shape(self.image_size)
         self._compiled = {}
+        self.built = True  # all parts are, and a preset keeps the weights of the autoencoder
 
     def generate(
         self,
@@ -122,8 +123,10 @@ class ClassToImage(keras_hub.models.Task):
                 ops.convert_to_tensor(guidance_scale, "float32"),
                 *randomness.word_tensors(words),
             )
-            images.append(ops.convert_to_numpy(to_uint8(self.autoencoder.decode(latents))))
-        empty = np.zeros((0, *(side * self.autoencoder.downsampling_factor for side in shape[:2]), shape[2]), "uint8")
+            decoded = self.autoencoder.decode(self.autoencoder.from_diffusion(latents))
+            images.append(ops.convert_to_numpy(to_uint8(decoded)))
+        sides = (side * self.autoencoder.downsampling_factor for side in shape[:2])
+        empty = np.zeros((0, *sides, self.autoencoder.in_channels), "uint8")
         return np.concatenate([empty, *images])[: len(labels)] if images else empty
 
     def predict(self, x, batch_size=64, verbose="auto", **options):

@@ -7,15 +7,14 @@ The noise, timesteps and label drops of a training step are drawn from (seed, st
 import keras
 from keras import ops
 
-from fcdm_keras import engine, randomness
+from fcdm_keras import randomness
 from fcdm_keras.diffusion import GaussianDiffusion
-from fcdm_keras.ema import EMA
-from fcdm_keras.optimizers import AdamW
+from fcdm_keras.step_trainer import StepTrainer
 
 LABEL_DROPOUT_MODES = ("joint", "per_level")
 
 
-class DiffusionTrainer(engine.TrainStep, keras.Model):
+class DiffusionTrainer(StepTrainer):
     """Trains a backbone to predict noise and variance (paper, appendix A; iDDPM's hybrid loss).
 
     A batch is `(latents, labels)`, or a dict with `latents` `(B, H, W, C)`, the condition under its own name
@@ -66,31 +65,12 @@ class DiffusionTrainer(engine.TrainStep, keras.Model):
             raise ValueError(
                 f"label_dropout_mode must be one of {LABEL_DROPOUT_MODES}. Received: {label_dropout_mode!r}"
             )
-        if accumulation_steps < 1:
-            raise ValueError(f"accumulation_steps must be at least 1. Received: {accumulation_steps}")
         self.autocast = False  # latents, noise and timesteps stay float32; the backbone casts what it needs
         self.backbone = backbone
         self.diffusion = diffusion or GaussianDiffusion()
         self.label_dropout = label_dropout
         self.label_dropout_mode = label_dropout_mode
-        self.accumulation_steps = accumulation_steps
-        self.seed = seed
-        self._seed_words = randomness.seed_words(seed)
-        self.ema = EMA(backbone, ema_decay, ema_warmup, name="ema")
-        self.step = self.add_weight(name="step", shape=(), dtype="int32", initializer="zeros", trainable=False)
-        self._means = {name: keras.metrics.Mean(name=name) for name in ("loss", "mse", "vb")}
-        self.built = True
-
-    def compile(self, optimizer=None, **kwargs):
-        """As `keras.Model.compile`; the default optimizer is the paper's (AdamW, 1e-4, no decay), the loss is fixed."""
-        if optimizer is None:
-            optimizer = AdamW()
-        super().compile(optimizer=optimizer, **kwargs)
-        self.optimizer.build(self.trainable_variables)  # before any weights are loaded
-
-    @property
-    def metrics(self):
-        return list(self._means.values())
+        self.prepare(backbone, ("loss", "mse", "vb"), ema_decay, ema_warmup, accumulation_steps, seed)
 
     def call(self, inputs, training=None):
         return self.backbone(inputs, training=training)
@@ -147,30 +127,3 @@ class DiffusionTrainer(engine.TrainStep, keras.Model):
         if "noise" not in batch:
             batch["noise"] = randomness.normal(keys(noise_purpose), tuple(batch["latents"].shape[1:]))
         return batch
-
-    def micro_batches(self, batch):
-        """The batch cut into `accumulation_steps` equal parts."""
-        if self.accumulation_steps == 1:
-            yield batch
-            return
-        size = batch["latents"].shape[0]
-        if size is None or size % self.accumulation_steps:
-            raise ValueError(
-                f"The batch size must be known and divisible by accumulation_steps={self.accumulation_steps}. "
-                f"Received: {size}"
-            )
-        part = size // self.accumulation_steps
-        for start in range(0, size, part):
-            yield {name: value[start : start + part] for name, value in batch.items()}
-
-    def finish_step(self, losses):
-        """After the optimizer: counts the step, moves the EMA, adds to the metrics. Returns the logs."""
-        self.step.assign(self.step.value + 1)
-        self.ema.update(self.step.value)
-        return self.track(losses)
-
-    def track(self, losses):
-        """Adds per-sample losses to the metrics and returns their means."""
-        for name, mean in self._means.items():
-            mean.update_state(losses[name])
-        return {name: mean.result() for name, mean in self._means.items()}

@@ -1,5 +1,6 @@
 """Shared by all tests. The suite runs once per backend: `KERAS_BACKEND=jax|torch|tensorflow python -m pytest`."""
 
+import lzma
 import pathlib
 
 import keras
@@ -28,3 +29,19 @@ def golden():
 @pytest.fixture(scope="session")
 def golden_checkpoint():
     return str(GOLDEN / "fcdm" / "fcdm_checkpoint.pt")
+
+
+@pytest.fixture(scope="session")
+def inception_graph(tmp_path_factory):
+    """Path of the small frozen graph that is laid out as the Inception graph of ADM's suite."""
+    path = tmp_path_factory.mktemp("graph") / "classify_image_graph_def.pb"
+    path.write_bytes(lzma.decompress((GOLDEN / "adm" / "graph" / f"{path.name}.xz").read_bytes()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def inception(inception_graph):
+    """That graph as an extractor, compiled once."""
+    from fcdm_keras.evaluation.features import Inception
+
+    return Inception(inception_graph, batch_size=8)

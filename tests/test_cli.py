@@ -36,7 +36,10 @@ def config_of(*flags):
 
 
 @pytest.mark.parametrize(
-    "program", ["train_imagenet", "fcdm_keras.sample", "fcdm_keras.convert", "fcdm_keras.model_table"]
+    "program",
+    ["train_imagenet"]
+    + [f"fcdm_keras.{name}" for name in ("sample", "evaluate", "report", "analyze", "convert", "model_table")]
+    + ["fcdm_keras.train_vae", "fcdm_keras.encode"],
 )
 def test_help_is_quick_because_nothing_heavy_is_imported(program):
     result = command("-X", "importtime", "-m", program, "--help")

@@ -44,7 +44,8 @@ def test_backends_are_imported_in_their_places_only():
 
 def test_mathematics_sees_no_network():
     networks = {"backbone", "layers", "trainer", "tasks", "conditioning", "autoencoders", "hub", "runs", "checkpoint"}
-    for file in ("diffusion.py", "samplers.py", "guidance.py", "randomness.py", "evaluation/metrics.py"):
+    evaluation = [f"evaluation/{name}.py" for name in ("metrics", "statistics", "neighbors", "graph", "graph_ops")]
+    for file in ("diffusion.py", "samplers.py", "guidance.py", "randomness.py", *evaluation):
         assert not ours(file) & networks, (file, ours(file))
 
 
@@ -61,7 +62,9 @@ def test_the_package_does_not_import_what_uses_it():
 
 
 def test_presets_import_the_standard_library_only():
-    assert {name.split(".")[0] for name in imports("presets.py")} <= sys.stdlib_module_names
+    for file in ("presets.py", "files.py", "run_folder.py", "vae_config.py"):
+        assert {name.split(".")[0] for name in imports(file)} <= {*sys.stdlib_module_names, "fcdm_keras"}, file
+        assert ours(file) <= {"presets", "files"}, file
 
 
 def run(program, backend):

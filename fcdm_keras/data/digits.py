@@ -5,7 +5,7 @@ Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", 
 
 import numpy as np
 
-from fcdm_keras import randomness
+from fcdm_keras.data.order import permutation
 
 NUM_CLASSES = 10
 HELD_OUT = 500
@@ -29,6 +29,6 @@ def load_digits(split):
         raise ValueError(f'split must be "train" or "held_out". Received: {split!r}')
     data = sklearn_digits()
     images = (data.images[..., None] / 8.0 - 1.0).astype(np.float32)  # pixels are 0 … 16
-    order = randomness.permutation(seed=0, epoch=0, size=len(images))
+    order = permutation(seed=0, epoch=0, size=len(images))
     part = order[HELD_OUT:] if split == "train" else order[:HELD_OUT]
     return images[part], data.target[part].astype(np.int32)

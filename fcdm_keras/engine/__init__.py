@@ -8,6 +8,7 @@ Each `on_<backend>.py` offers the same names:
 - `compiled(function, variables)`: `run(values, *args)` computes `function(*args)` with `variables` holding `values`,
   without gradients, compiled where the backend compiles.
 - `allow_tf32()`: float32 matrix products on GPUs in TF32, as the paper trains (JAX and TensorFlow do so by default).
+- `full_precision()`: a context in which float32 products and convolutions keep all digits on GPUs too.
 """
 
 import importlib
@@ -20,3 +21,4 @@ TrainStep = _engine.TrainStep
 interpolate = _engine.interpolate
 compiled = _engine.compiled
 allow_tf32 = _engine.allow_tf32
+full_precision = _engine.full_precision

@@ -74,6 +74,10 @@ def allow_tf32():
     pass  # the default
 
 
+def full_precision():
+    return jax.default_matmul_precision("highest")
+
+
 def _stateless(function, *args, constant, updated):
     """Calls `function` with variables holding given values. Returns its result and the updated ones' new values."""
     scope = keras.StatelessScope([*constant, *(pair for group in updated for pair in zip(*group))])

@@ -1,5 +1,7 @@
 """TensorFlow: steps are traced into one graph by Keras."""
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
@@ -43,6 +45,16 @@ def compiled(function, variables):
 
 def allow_tf32():
     pass  # the default
+
+
+@contextlib.contextmanager
+def full_precision():
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 def _after(data):

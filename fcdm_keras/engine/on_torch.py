@@ -1,5 +1,7 @@
 """PyTorch: eager, with gradients accumulated in `.grad`."""
 
+import contextlib
+
 import keras
 import torch
 
@@ -41,3 +43,16 @@ def allow_tf32():
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
+
+
+@contextlib.contextmanager
+def full_precision():
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for switch, allowed in zip(switches, before):
+            switch.allow_tf32 = allowed

@@ -1,13 +1,30 @@
-"""Distances between sets of features, in float64 NumPy."""
+"""Scores from features and probabilities, in NumPy: FID, sFID, Inception score, precision and recall, KID.
+
+FID and sFID are `frechet_distance` of Inception's pooled and spatial features (see `fcdm_keras.evaluation.features`).
+"""
+
+import warnings
 
 import numpy as np
+
+from fcdm_keras.evaluation.neighbors import precision_recall
+from fcdm_keras.evaluation.statistics import FeatureStatistics, check_features
+
+__all__ = [
+    "FeatureStatistics",
+    "frechet_distance",
+    "inception_score",
+    "kernel_distance",
+    "mean_and_covariance",
+    "precision_recall",
+]
 
 
 def frechet_distance(mu_a, sigma_a, mu_b, sigma_b):
     """Squared Fréchet distance of two Gaussians: |μ_a − μ_b|² + tr Σ_a + tr Σ_b − 2 tr (Σ_a Σ_b)^½ (arXiv:1706.08500).
 
-    The last trace is the sum of the square roots of the eigenvalues of the symmetric Σ_a^½ Σ_b Σ_a^½, which is real and
-    finite for singular covariances too.
+    With Σ = R Rᵀ from the eigenvectors, the last trace is the sum of the singular values of R_aᵀ R_b. It is real and
+    finite, and exact to rounding for singular covariances too; nothing is added to their diagonals.
 
     Args:
         mu_a, mu_b: means `(D,)`.
@@ -26,15 +43,108 @@ def frechet_distance(mu_a, sigma_a, mu_b, sigma_b):
         raise ValueError(f"Means must be (D,) and covariances (D, D) with one D. Received: shapes {shapes}")
     if not all(np.isfinite(x).all() for x in (mu_a, sigma_a, mu_b, sigma_b)):
         raise ValueError("Means and covariances must be finite. Received: NaN or infinity")
-    values, vectors = np.linalg.eigh(sigma_a)
-    root_a = vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
-    eigenvalues = np.linalg.eigvalsh(root_a @ sigma_b @ root_a)
-    trace_root = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
+    trace_root = np.linalg.svd(_factor(sigma_a).T @ _factor(sigma_b), compute_uv=False).sum()
     difference = mu_a - mu_b
     return float(difference @ difference + np.trace(sigma_a) + np.trace(sigma_b) - 2.0 * trace_root)
 
 
+def _factor(sigma):
+    """R `(D, rank)` with R Rᵀ = Σ, leaving out eigenvalues that are zero but for rounding."""
+    values, vectors = np.linalg.eigh(sigma)
+    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
 def mean_and_covariance(features):
-    """Mean `(D,)` and unbiased covariance `(D, D)` of features `(N, D)`, float64."""
-    features = np.asarray(features, np.float64)
-    return features.mean(axis=0), np.cov(features, rowvar=False)
+    """Mean `(D,)` and unbiased covariance `(D, D)` of features `(N, D)`, float64; N is at least 2."""
+    return FeatureStatistics().update(features).result()
+
+
+def inception_score(probabilities, split_size=5000):
+    """Inception score (arXiv:1606.03498): mean over splits of exp(mean over rows of KL(p(y|x) ‖ p(y))).
+
+    As in ADM's suite, rows are cut into consecutive splits of `split_size` images, a short last one counts as much as
+    the others, and an exact zero among the probabilities makes the score NaN (with a warning).
+
+    Args:
+        probabilities: `(N, classes)`, rows that sum to 1.
+        split_size: images per split.
+
+    Returns:
+        A float in [1, classes].
+
+    Raises:
+        ValueError: for an empty or another shape, values that are no probabilities, or a split size below 1.
+    """
+    probabilities = np.asarray(probabilities)
+    check_features(probabilities, name="probabilities")
+    if not isinstance(split_size, (int, np.integer)) or split_size < 1:
+        raise ValueError(f"split_size must be a positive integer. Received: {split_size!r}")
+    if not len(probabilities):
+        raise ValueError("The Inception score needs at least 1 image. Received: 0")
+    if probabilities.min() < 0 or abs(probabilities.sum(axis=1, dtype=np.float64) - 1.0).max() > 1e-3:
+        raise ValueError(
+            "Each row of probabilities must be at least 0 and sum to 1. Received: "
+            f"values from {probabilities.min():.3g}, sums up to {probabilities.sum(axis=1).max():.3g}; apply a softmax"
+        )
+    if not probabilities.all():
+        row = int(np.argmin(probabilities.all(axis=1)))
+        warnings.warn(
+            f"The Inception score is NaN, as in ADM's suite, because a probability of image {row} is exactly 0.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return float("nan")
+    splits = (probabilities[start : start + split_size] for start in range(0, len(probabilities), split_size))
+    return float(np.mean([_split_score(split.astype(np.float64)) for split in splits]))
+
+
+def _split_score(p):
+    return np.exp(np.mean(np.sum(p * (np.log(p) - np.log(p.mean(axis=0))), axis=1)))
+
+
+def kernel_distance(reference_features, sample_features, num_subsets=100, subset_size=1000, seed=0):
+    """Kernel Inception distance (arXiv:1801.01401): unbiased MMD² with the kernel (x·y / D + 1)³, mean over subsets.
+
+    Args:
+        reference_features: `(N, D)`.
+        sample_features: `(M, D)`.
+        num_subsets: subsets drawn from both without replacement; a single one if it holds all images of both.
+        subset_size: images per subset, at most N and M.
+        seed: seed of the subsets.
+
+    Returns:
+        A float, about 0 for equal distributions; it may be negative.
+
+    Raises:
+        ValueError: fewer than 2 rows, shapes that do not fit, or values that are not finite.
+    """
+    reference, samples = np.asarray(reference_features), np.asarray(sample_features)
+    check_features(reference, name="reference features")
+    check_features(samples, reference.shape[1], name="sample features")
+    size = min(subset_size, len(reference), len(samples))
+    if size < 2:
+        raise ValueError(
+            f"KID needs at least 2 images of each. Received: {len(reference)} reference images and {len(samples)} "
+            f"samples, subset_size={subset_size}"
+        )
+    generator = np.random.default_rng(seed)
+    whole = size == len(reference) == len(samples)
+    estimates = [
+        _mmd2(*(features[generator.choice(len(features), size, replace=False)] for features in (reference, samples)))
+        for _ in range(1 if whole else num_subsets)
+    ]
+    return float(np.mean(estimates))
+
+
+def _mmd2(x, y):
+    """Unbiased squared maximum mean discrepancy of two equally large sets of rows."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    count, size = x.shape
+
+    def kernel(a, b):
+        return (a @ b.T / size + 1.0) ** 3
+
+    k_xx, k_yy = kernel(x, x), kernel(y, y)
+    within = (k_xx.sum() - np.trace(k_xx) + k_yy.sum() - np.trace(k_yy)) / (count * (count - 1))
+    return within - 2.0 * kernel(x, y).mean()

@@ -1,0 +1,223 @@
+"""Makes a latent store from a source of images and an autoencoder, shard by shard."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from keras import ops
+from tqdm import tqdm
+
+from fcdm_keras.data.latent_store import METADATA, ShardWriter, StoreMetadata
+from fcdm_keras.data.transforms import UnreadableImageError
+from fcdm_keras.files import write_atomically
+
+
+class StoreEncoder:
+    """Encodes a source into a latent store. Finished shards are kept; the rest is made on `run`.
+
+    Args:
+        folder: of the store, created if needed.
+        source: see `fcdm_keras.data.sources`.
+        autoencoder: a `KLAutoencoder`.
+        autoencoder_name: what `KLAutoencoder.from_diffusers` loaded it from.
+        image_size: side of the centre crop in pixels.
+        flips: also encode each image's mirror image.
+        shard_size: images of the source per shard.
+        batch_size: images encoded at once.
+        max_unreadable: images that may be left out because they cannot be decoded.
+
+    Raises:
+        ValueError: the folder holds a store made otherwise, or the image size does not fit the autoencoder.
+        OSError: the folder cannot be written to, or the store does not fit on the disk.
+    """
+
+    def __init__(
+        self,
+        folder,
+        source,
+        autoencoder,
+        *,
+        autoencoder_name,
+        image_size,
+        flips=True,
+        shard_size=16384,
+        batch_size=32,
+        max_unreadable=100,
+    ):
+        factor = autoencoder.downsampling_factor
+        if image_size % (4 * factor):
+            raise ValueError(
+                f"The image size must be a multiple of {4 * factor}: the autoencoder reduces by {factor}, the network "
+                f"by 4. Received: {image_size}"
+            )
+        self.folder = Path(folder)
+        self.source = source
+        self.batch_size = batch_size
+        self.max_unreadable = max_unreadable
+        self.shard_size = shard_size
+        self.num_shards = -(-len(source) // shard_size)
+        side = image_size // factor
+        self.metadata = StoreMetadata(
+            source=str(source.name),
+            split=source.split,
+            autoencoder=str(autoencoder_name),
+            autoencoder_hash=autoencoder.weights_hash(),
+            scale=float(autoencoder.scale),
+            shift=float(autoencoder.shift),
+            image_size=image_size,
+            latent_shape=(side, side, autoencoder.latent_channels),
+            flips=flips,
+            class_names=tuple(source.class_names),
+        )
+        self.autoencoder = autoencoder
+        self._open()
+
+    def _open(self):
+        settings = {**json.loads(self.metadata.to_json()), "shard_size": self.shard_size, "images": len(self.source)}
+        file = self.folder / "settings.json"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if file.exists():
+                _check_same(json.loads(file.read_text(encoding="utf-8")), settings, self.folder)
+            else:
+                write_atomically(file, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise OSError(f"The latent store {self.folder} cannot be written to: {error.strerror or error}.") from None
+        missing = sum(len(self._range(i)) for i in range(self.num_shards) if not self._sidecar(i).exists())
+        record = 4 * int(np.prod(self.metadata.latent_shape)) + 64
+        needed, free = missing * record * (2 if self.metadata.flips else 1), shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(
+                f"The latent store {self.folder} needs {needed / 2**30:.1f} GiB more, and the disk has "
+                f"{free / 2**30:.1f} GiB free; make room, choose another --output, or halve it with --no-flips."
+            )
+
+    def run(self, process_index=0, num_processes=1):
+        """Encodes what is missing of this process's shards, and writes the metadata if no shard is missing then.
+
+        Returns:
+            The finished store's `StoreMetadata`, or `None` while other processes' shards are missing.
+
+        Raises:
+            ValueError: more than `max_unreadable` images cannot be read.
+            OSError: the disk is full. Finished shards are kept.
+        """
+        own = range(process_index, self.num_shards, num_processes)
+        missing = [i for i in own if not self._sidecar(i).exists()]
+        total, left = (sum(len(self._range(i)) for i in shards) for shards in (own, missing))
+        with tqdm(total=total, initial=total - left, desc="encoding", unit="image", mininterval=_interval()) as bar:
+            for index in missing:
+                try:
+                    self._encode_shard(index, bar)
+                except OSError as error:
+                    raise OSError(
+                        f"Shard {index} could not be written to {self.folder} ({error.strerror or error}). Finished "
+                        "shards are kept; make room and run the same command again."
+                    ) from None
+        return self._finish()
+
+    def _range(self, index):
+        return range(len(self.source))[index * self.shard_size : (index + 1) * self.shard_size]
+
+    def _sidecar(self, index):
+        return self.folder / f"shard-{index:05d}.json"
+
+    def _encode_shard(self, index, bar):
+        writer, skipped, enlarged, batch = ShardWriter(self.folder, index), [], [], []
+        places = self._range(index)
+        for example, crop in _decoded(self.source, places.start, places.stop, self.metadata.image_size):
+            try:
+                image, small = crop.result()
+            except UnreadableImageError as error:
+                skipped.append([example.key, str(error)])
+                self._check_limit(skipped)
+                bar.update()
+                continue
+            enlarged += [example.key] if small else []
+            batch.append((example, image))
+            if len(batch) == self.batch_size:
+                self._write(writer, batch, bar)
+                batch = []
+        if batch:
+            self._write(writer, batch, bar)
+        writer.finish(skipped=skipped, enlarged=enlarged)
+
+    def _write(self, writer, batch, bar):
+        images = np.stack([image for _, image in batch])
+        padding = self.batch_size - len(images)  # a short batch is filled up, so that one size is compiled
+        images = np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0)), mode="edge")
+        views = [images, np.ascontiguousarray(images[:, :, ::-1])] if self.metadata.flips else [images]
+        encoded = [posterior_arrays(self.autoencoder, view) for view in views]
+        for i, (example, _) in enumerate(batch):
+            writer.write([(mean[i], std[i]) for mean, std in encoded], example.label, example.key)
+        bar.update(len(batch))
+
+    def _check_limit(self, skipped):
+        finished = sum(len(entry["skipped"]) for entry in self._entries())
+        if finished + len(skipped) > self.max_unreadable:
+            key, reason = skipped[-1]
+            raise ValueError(
+                f"More than {self.max_unreadable} images cannot be read, the last one {key} ({reason}); repair or "
+                "remove them, or raise --max-unreadable. Finished shards are kept."
+            )
+
+    def _entries(self):
+        files = (self._sidecar(i) for i in range(self.num_shards))
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+
+    def _finish(self):
+        entries = self._entries()
+        if len(entries) < self.num_shards:
+            return None
+        shards = tuple({name: entry[name] for name in ("file", "images", "bytes", "sha256")} for entry in entries)
+        metadata = dataclasses.replace(
+            self.metadata,
+            num_images=sum(entry["images"] for entry in entries),
+            skipped=sum(len(entry["skipped"]) for entry in entries),
+            enlarged=sum(len(entry["enlarged"]) for entry in entries),
+            shards=shards,
+        )
+        if not metadata.num_images:
+            raise ValueError(f"None of the {len(self.source):,} images of {self.metadata.source} can be read.")
+        write_atomically(self.folder / METADATA, metadata.to_json())
+        return metadata
+
+
+def _decoded(source, start, stop, size):
+    """Yields examples in order, each with the future of its crop, decoded by threads a little ahead."""
+    threads = min(16, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        ahead = collections.deque()
+        for example in source.read(start, stop):
+            ahead.append((example, pool.submit(example.cropped, size)))
+            if len(ahead) > 8 * threads:
+                yield ahead.popleft()
+        yield from ahead
+
+
+def posterior_arrays(autoencoder, images):
+    """The posterior's mean and standard deviation of uint8 images `(B, H, W, 3)`, as float32 arrays."""
+    mean, logvar = map(ops.convert_to_numpy, autoencoder.encode(images))
+    return mean, np.exp(0.5 * logvar)
+
+
+def _check_same(stored, settings, folder):
+    different = [
+        f"{name}={stored.get(name)!r} there, {value!r} now"
+        for name, value in settings.items()
+        if stored.get(name) != value
+    ]
+    if different:
+        raise ValueError(
+            f"{folder} holds a latent store made otherwise ({'; '.join(different)[:600]}): give the options that it "
+            "was started with, or another --output."
+        )
+
+
+def _interval():
+    return 0.2 if os.isatty(2) else 15

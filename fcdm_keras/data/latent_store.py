@@ -1,0 +1,279 @@
+"""The latent store: the posteriors of an autoencoder over a data set, in a few large ArrayRecord shards.
+
+    store/
+      store.json                  the metadata, written when the last shard is finished
+      shard-00000.array_record    per image two records: the image's posterior and its mirror image's
+      shard-00000.json            images, bytes, SHA-256, what was skipped; written when the shard is finished
+      settings.json               how the store is being made, so that only the same command goes on with it
+
+A record is the posterior's mean and standard deviation, float16 `(2, h, w, c)` and unscaled, then the label (int32),
+then the image's key (UTF-8). Records 2i and 2i + 1 belong to image i; a store without flips has record i only. The
+noise of the posterior is drawn anew at each read. No Keras here: data workers import this file.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from fcdm_keras.data.order import augmentation
+from fcdm_keras.files import write_atomically
+
+FORMAT_VERSION = 1
+METADATA = "store.json"
+
+
+class _ShardFile(NamedTuple):
+    """What array_record takes so as not to open every file for its length."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreMetadata:
+    """What a store says of itself; also what its makers must agree on, except for counts and shards."""
+
+    source: str
+    split: str
+    autoencoder: str  # as `KLAutoencoder.from_diffusers` takes it
+    autoencoder_hash: str  # of the weights
+    scale: float
+    shift: float
+    image_size: int
+    latent_shape: tuple[int, int, int]
+    flips: bool
+    class_names: tuple[str, ...]
+    num_images: int = 0
+    skipped: int = 0
+    enlarged: int = 0
+    shards: tuple[dict, ...] = ()
+    version: int = FORMAT_VERSION
+
+    @property
+    def num_classes(self):
+        return len(self.class_names)
+
+    def to_json(self):
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_metadata(folder):
+    """The metadata of a finished store.
+
+    Raises:
+        FileNotFoundError: there is no store, or it is not finished.
+        ValueError: it is of another version or damaged.
+    """
+    file = Path(folder) / METADATA
+    if not file.exists():
+        unfinished = (Path(folder) / "settings.json").exists()
+        raise FileNotFoundError(
+            f"{folder} holds an unfinished latent store; run the same `python -m fcdm_keras.encode` command again."
+            if unfinished
+            else f"There is no latent store at {folder}; make one with `python -m fcdm_keras.encode`."
+        )
+    try:
+        values = json.loads(file.read_text())
+        version = values["version"]
+        if version == FORMAT_VERSION:
+            lists = {name: tuple(values[name]) for name in ("latent_shape", "class_names", "shards")}
+            return StoreMetadata(**{**values, **lists})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); make the store again, or restore this file.") from None
+    raise ValueError(
+        f"{folder} is a latent store of version {version}, and this program reads version {FORMAT_VERSION}; "
+        "make it again with `python -m fcdm_keras.encode`, or use the program that made it."
+    )
+
+
+def check_fit(metadata, config):
+    """Raises ValueError, in one sentence, if a store does not fit the `TrainConfig` of a run."""
+    for what, stored, wanted, cure in (
+        ("images of a side of", metadata.image_size, config.image_size, "--image-size"),
+        ("latent channels:", metadata.latent_shape[2], config.latent_channels, "--latent-channels"),
+        ("classes:", metadata.num_classes, config.num_classes, "--num-classes"),
+        ("the latent scale", metadata.scale, config.latent_scale, "--latent-scale"),
+    ):
+        if wanted and not math.isclose(stored, wanted, rel_tol=1e-6):
+            raise ValueError(
+                f"The latent store {config.latents} does not fit the run: it holds {what} {stored}, and the run asks "
+                f"for {wanted}; pass {cure} {stored}, or use another store."
+            )
+
+
+class LatentStore:
+    """A finished store, read at random.
+
+    Args:
+        folder: the store.
+
+    Attributes:
+        metadata: a `StoreMetadata`.
+
+    Raises:
+        FileNotFoundError: there is no finished store.
+        ValueError: another version, or a shard is missing or of another length.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.metadata = read_metadata(folder)
+        for shard in self.metadata.shards:
+            file = self.folder / shard["file"]
+            size = file.stat().st_size if file.exists() else None
+            if size != shard["bytes"]:
+                found = "is missing" if size is None else f"has {size:,} bytes"
+                raise ValueError(
+                    f"{file} {found}, and {shard['bytes']:,} were written: the store is incomplete; copy it again, or "
+                    "delete the shard, its .json and store.json and run the same encode command."
+                )
+        per_image = 2 if self.metadata.flips else 1
+        shards = [shard for shard in self.metadata.shards if shard["images"]]
+        files = [_ShardFile(str(self.folder / s["file"]), 0, s["images"] * per_image, s["images"]) for s in shards]
+        self._records = ArrayRecordDataSource(files, {"max_parallelism": "0"})
+
+    def __len__(self):
+        return self.metadata.num_images
+
+    def read(self, images, flipped=None):
+        """Posteriors of images.
+
+        Args:
+            images: indices `(B,)` in [0, len).
+            flipped: bool `(B,)`, whether to read the mirror image's; default none.
+
+        Returns:
+            mean and standard deviation, float16 `(B, h, w, c)` each, unscaled; labels, int32 `(B,)`; keys, a list.
+        """
+        images = np.asarray(images)
+        records = images
+        if self.metadata.flips:
+            records = 2 * images + (0 if flipped is None else np.asarray(flipped, int))
+        elif flipped is not None and np.any(flipped):
+            raise ValueError(f"{self.folder} holds no flipped images: it was encoded with --no-flips.")
+        try:
+            encoded = self._records.__getitems__(records.tolist())
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.folder} is damaged ({str(error).partition(';')[0]}); `python -m fcdm_keras.encode --verify "
+                f"{self.folder}` tells which shards are."
+            ) from None
+        return unpack_records(encoded, self.metadata.latent_shape)
+
+    def damaged_shards(self):
+        """Compares every shard with its checksum. Returns the files that do not match."""
+        files = ((self.folder / shard["file"], shard["sha256"]) for shard in self.metadata.shards)
+        return [file for file, expected in files if checksum(file) != expected]
+
+    def __reduce__(self):  # to worker processes
+        return type(self), (self.folder,)
+
+
+class StoreSource:
+    """A latent store as a source of training batches: a flip or not, and a new draw of the posterior, at each place.
+
+    Args:
+        store: a `LatentStore`.
+        seed: integer seed of flips and noise.
+        sample_posterior: draw from the posterior (mean + std · noise); else its mean.
+        flips: draw mirror images half of the time, if the store has them.
+    """
+
+    def __init__(self, store, seed, sample_posterior=True, flips=True):
+        self.store = store
+        self.seed = seed
+        self.sample_posterior = sample_posterior
+        self.flips = flips and store.metadata.flips
+
+    def __len__(self):
+        return len(self.store)
+
+    def take(self, samples, places):
+        """`latents` float32 `(B, h, w, c)`, scaled, and `labels` int32 `(B,)`."""
+        generators = [augmentation(self.seed, place) for place in places]
+        flipped = np.array([generator.random() < 0.5 for generator in generators]) & self.flips
+        latents, std, labels, _ = self.store.read(samples, flipped)
+        latents = latents.astype(np.float32)
+        if self.sample_posterior:
+            noise = np.stack([generator.standard_normal(std.shape[1:], np.float32) for generator in generators])
+            latents += std * noise
+        metadata = self.store.metadata
+        return {"latents": (latents - np.float32(metadata.shift)) * np.float32(metadata.scale), "labels": labels}
+
+
+class ShardWriter:
+    """Writes one shard under a hidden name; `finish` renames it when all of it is on disk.
+
+    Args:
+        folder: the store.
+        index: number of the shard.
+
+    Raises:
+        OSError: on any call, where the disk is full or read-only.
+    """
+
+    def __init__(self, folder, index):
+        self.folder = Path(folder)
+        self.name = f"shard-{index:05d}"
+        self._unfinished = self.folder / f".unfinished-{self.name}"
+        self.images = 0
+        self._writer = _guarded(ArrayRecordWriter, str(self._unfinished), "group_size:1,uncompressed")
+
+    def write(self, posteriors, label, key):
+        """Adds one image: a list of (mean, std) `(h, w, c)`, of itself and, with flips, of its mirror image."""
+        for mean, std in posteriors:
+            _guarded(self._writer.write, pack_record(mean, std, label, key))
+        self.images += 1
+
+    def finish(self, **facts):
+        """Puts the shard in its place. `facts` are stored with it."""
+        _guarded(self._writer.close)
+        file = self.folder / f"{self.name}.array_record"
+        with open(self._unfinished, "rb") as unfinished:
+            os.fsync(unfinished.fileno())
+        entry = {
+            "file": file.name,
+            "images": self.images,
+            "bytes": self._unfinished.stat().st_size,
+            "sha256": checksum(self._unfinished),
+            **facts,
+        }
+        os.replace(self._unfinished, file)
+        write_atomically(self.folder / f"{self.name}.json", json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def pack_record(mean, std, label, key):
+    """One record's bytes."""
+    return np.stack([mean, std]).astype("<f2").tobytes() + np.int32(label).astype("<i4").tobytes() + key.encode()
+
+
+def unpack_records(records, latent_shape):
+    """The inverse of `pack_record` for a list: means, stds, labels, keys."""
+    size = 2 * int(np.prod(latent_shape))
+    numbers = np.stack([np.frombuffer(record, "<f2", size) for record in records]).reshape(-1, 2, *latent_shape)
+    labels = np.array([np.frombuffer(record, "<i4", 1, 2 * size)[0] for record in records], np.int32)
+    return numbers[:, 0], numbers[:, 1], labels, [record[2 * size + 4 :].decode() for record in records]
+
+
+def checksum(path):
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _guarded(function, *args):
+    """ArrayRecord reports a full disk as RuntimeError."""
+    try:
+        return function(*args)
+    except RuntimeError as error:
+        raise OSError(str(error).partition("\n")[0]) from None

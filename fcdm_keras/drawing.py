@@ -1,0 +1,151 @@
+"""Many images from one model, batch by batch: the flags, the labels, and images that do not depend on the batches.
+
+The flags and their checks need the standard library only.
+"""
+
+import hashlib
+
+LABEL_ORDERS = ("balanced", "random")
+
+
+def add_drawing_flags(parser, num_samples):
+    """Adds the flags that decide what a model draws to an argument parser."""
+    parser.add_argument("--classes", default=None, help="classes to draw, such as 0-9 or 207,360; default all")
+    parser.add_argument(
+        "--labels",
+        dest="label_order",
+        choices=LABEL_ORDERS,
+        default="balanced",
+        help="balanced: the classes in turn; random: label i drawn from (seed, i) (default balanced)",
+    )
+    parser.add_argument(
+        "--num-samples", type=int, default=num_samples, help=f"number of images (default {num_samples or 'all'})"
+    )
+    parser.add_argument("--num-sampling-steps", type=int, default=250, help="sampling steps, 1 to 1000 (default 250)")
+    parser.add_argument("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="sampler (default ddpm)")
+    parser.add_argument("--eta", type=float, default=0.0, help="noise of ddim, 0 to 1 (default 0)")
+    parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance scale, 1 is none (default 1.5)")
+    parser.add_argument(
+        "--cfg-channels",
+        choices=("all", "first_three"),
+        default="all",
+        help="guided channels; first_three is the reference's way (default all)",
+    )
+    parser.add_argument("--image-size", type=int, default=None, help="side in pixels; default the model's own")
+    parser.add_argument("--batch-size", type=int, default=64, help="images computed at once (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="seed (default 0)")
+
+
+def check_drawing_flags(parser, options):
+    """Ends the program for numbers of images that make no sense."""
+    for name in ("num_samples", "batch_size"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1. Received: {value}")
+
+
+def parse_classes(text, num_classes):
+    """`"0-2,7"` → `[0, 1, 2, 7]`; `None` is all classes. Raises ValueError for other text or classes out of range."""
+    if text is None:
+        return list(range(num_classes))
+    classes = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
+            raise ValueError(f"--classes must look like 0-9 or 207,360,387. Received: {text!r}")
+        if int(last) >= num_classes:
+            raise ValueError(f"--classes must lie in [0, {num_classes - 1}]. Received: {text!r}")
+        classes += range(int(first), int(last) + 1)
+    return classes
+
+
+def draw_labels(order, classes, count, seed):
+    """Labels of images 0 … `count` − 1, int32 `(count,)`.
+
+    Args:
+        order: `"balanced"` takes the classes in turn; `"random"` draws label i from (seed, i).
+        classes: the classes to choose from.
+        count: number of labels.
+        seed: integer in [0, 2⁶⁴).
+    """
+    import numpy as np
+    from keras import ops
+
+    from fcdm_keras import randomness
+
+    if order == "balanced":
+        return np.resize(np.asarray(classes, np.int32), count)
+    keys = randomness.sample_keys(randomness.seed_words(seed), randomness.LABELS, 0, ops.arange(count, dtype="int32"))
+    return np.asarray(classes, np.int32)[ops.convert_to_numpy(randomness.integers(keys, len(classes)))]
+
+
+class Drawing:
+    """Images 0 … N − 1 of one model and one set of flags.
+
+    Args:
+        task: a `ClassToImage`.
+        options: what `add_drawing_flags` parsed.
+
+    Attributes:
+        labels: int32 `(N,)`.
+        image_shape: `(H, W, channels)`.
+
+    Raises:
+        ValueError: the flags do not fit the model. Nothing has been computed then.
+    """
+
+    def __init__(self, task, options):
+        from fcdm_keras.autoencoders import Identity
+
+        pixels = isinstance(task.autoencoder, Identity)
+        if pixels and task.autoencoder.latent_channels not in (1, 3):
+            raise ValueError(f"{options.source} draws latents, and holds no autoencoder to make images of them.")
+        classes = parse_classes(options.classes, task.backbone.conditioning.num_classes)
+        self.task = task
+        self._batch_size = min(options.batch_size, options.num_samples)
+        self._options = {
+            "num_steps": options.num_sampling_steps,
+            "guidance_scale": options.cfg_scale,
+            "seed": options.seed,
+            "sampler": options.sampler,
+            "eta": options.eta,
+            "guidance_channels": options.cfg_channels,
+            "batch_size": self._batch_size,
+            "image_size": options.image_size,
+        }
+        self.labels = draw_labels(options.label_order, classes, options.num_samples, options.seed)
+        task.generate(self.labels[:0], **self._options)  # checks every option, draws nothing
+        sides = (options.image_size,) * 2 if options.image_size else task.image_size
+        self.image_shape = (*sides, task.autoencoder.latent_channels if pixels else 3)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def batches(self, done=0):
+        """Yields (index of the first image, uint8 images `(B, H, W, C)`), from the batch that holds image `done`.
+
+        Batches begin at multiples of the batch size and are computed at full size, so that an image is the same bits
+        in a run that was resumed.
+        """
+        import numpy as np
+
+        size = self._batch_size
+        for first in range(done // size * size, len(self), size):
+            labels = self.labels[np.minimum(np.arange(first, first + size), len(self) - 1)]
+            images = self.task.generate(labels, first_index=first, **self._options)
+            yield first, images[: len(self) - first]
+
+    def settings(self):
+        """All that decides the images, for JSON."""
+        return {**self._options, "image_shape": list(self.image_shape), "weights": fingerprint(self.task)}
+
+
+def fingerprint(model):
+    """A checksum of a model's weights, hexadecimal."""
+    from keras import ops
+
+    checksum = hashlib.blake2b(digest_size=16)
+    for variable in model.variables:
+        checksum.update(ops.convert_to_numpy(variable.value).tobytes())
+    return checksum.hexdigest()

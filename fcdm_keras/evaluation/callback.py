@@ -1,0 +1,34 @@
+"""Scores while training: a few images drawn from the EMA weights every N steps."""
+
+from fcdm_keras.callbacks import StepCallback
+
+
+class Evaluate(StepCallback):
+    """Every `every` steps draws images from the EMA weights and hands their scores to writers.
+
+    The weights that train are not touched. Put this callback behind `StepLog`, whose speed then leaves it out.
+
+    Args:
+        task: a task over the trainer's backbone, e.g. `ClassToImage`.
+        judge: `judge(images, labels)` → dict of floats, such as `score_digits` or a `suite.Judge`.
+        labels: labels of the images `(N,)`.
+        every: steps between scores; 0 is never.
+        writers: callables that take a dict of `step` and the scores.
+        **options: passed to `task.generate`.
+    """
+
+    def __init__(self, task, judge, labels, every, writers, **options):
+        super().__init__()
+        self.task = task
+        self.judge = judge
+        self.labels = labels
+        self.every = every
+        self.writers = writers
+        self.options = options
+
+    def on_step(self, logs):
+        if self.due(self.every):
+            drawn = self.task.generate(self.labels, weights=self.model.ema.values(), **self.options)
+            row = {"step": self.step, **self.judge(drawn, self.labels)}
+            for writer in self.writers:
+                writer(row)

@@ -1,0 +1,119 @@
+"""Where images to score come from: an `.npz` file, a folder, or a model that draws them.
+
+A source has `name`, `count`, `shape` (H, W, channels), and `batches(size, stop)`, which yields uint8 `(B, H, W, C)`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from fcdm_keras.npz import NpzArray
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class ImageFile:
+    """`arr_0` of an `.npz` file, read in pieces.
+
+    Raises:
+        ValueError: there is no `arr_0`, or it holds no uint8 images.
+        OSError: the file cannot be read.
+    """
+
+    def __init__(self, path):
+        self._array = NpzArray(path)
+        self.name, self.count, self.shape = str(path), len(self._array), self._array.shape[1:]
+        shape, dtype = self._array.shape, self._array.dtype
+        if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or 0 in shape:
+            raise ValueError(
+                f"arr_0 of {path} must be uint8 images (N, H, W, 3), 0 to 255. Received: {dtype} of shape {shape}"
+                + ("; convert them with clip(127.5 · x + 128, 0, 255)" if dtype.kind == "f" else "")
+            )
+
+    def batches(self, size, stop=None):
+        return self._array.batches(size, stop)
+
+
+class ImageFolder:
+    """All images in a folder and those below it, in the order of their names; a `grid.png` is left out.
+
+    Raises:
+        ValueError: there are no images, or, while reading, one that is damaged or of another size than the first.
+    """
+
+    def __init__(self, path):
+        self.name = str(path)
+        files = (file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
+        self._files = sorted(file for file in files if file.name != "grid.png" and not file.name.startswith("."))
+        if not self._files:
+            raise ValueError(f"{path} must hold images ({', '.join(SUFFIXES)}). Received: none")
+        self.count, self.shape = len(self._files), None
+        self.shape = self._read(self._files[0]).shape
+
+    def batches(self, size, stop=None):
+        files = self._files[:stop]
+        for start in range(0, len(files), size):
+            yield np.stack([self._read(file) for file in files[start : start + size]])
+
+    def _read(self, file):
+        from PIL import Image
+
+        try:
+            with Image.open(file) as picture:
+                gray = picture.mode == "L" if self.shape is None else self.shape[-1] == 1
+                image = np.asarray(picture.convert("L" if gray else "RGB"))
+        except OSError as error:
+            raise ValueError(f"{file} is no image, or is damaged: {error}") from None
+        image = image[..., None] if gray else image
+        if self.shape not in (None, image.shape):
+            raise ValueError(
+                f"All images must have one size. Received: {image.shape[:2]} of {file.name}, {self.shape[:2]} of "
+                f"{self._files[0].name}; crop or resize them first."
+            )
+        return image
+
+
+class ArrayImages:
+    """Images in memory, uint8 `(N, H, W, channels)`."""
+
+    def __init__(self, images, name="the images"):
+        self._images = images
+        self.name, self.count, self.shape = name, len(images), images.shape[1:]
+
+    def batches(self, size, stop=None):
+        count = self.count if stop is None else min(stop, self.count)
+        return (self._images[start : min(start + size, count)] for start in range(0, count, size))
+
+
+class DrawnImages:
+    """What a `Drawing` draws; its batch size counts, not the caller's."""
+
+    def __init__(self, drawing, name):
+        self._drawing = drawing
+        self.name, self.count, self.shape = name, len(drawing), drawing.image_shape
+
+    def batches(self, size, stop=None):
+        for first, images in self._drawing.batches():
+            if stop is not None and first >= stop:
+                return
+            yield images[: None if stop is None else stop - first]
+
+
+def is_model(source):
+    """Whether `source` looks like a run folder, a preset folder or an address of one."""
+    return "://" in str(source) or (Path(source) / "config.json").exists()
+
+
+def open_images(source):
+    """A source of images from the path of a folder or an `.npz` file.
+
+    Raises:
+        ValueError: it holds no images that can be scored.
+        FileNotFoundError: there is nothing.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return ImageFolder(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There are no images at {source}: expected an .npz file, a folder, or a run folder.")
+    return ImageFile(path)

@@ -1,0 +1,80 @@
+"""What all trainers share: one optimizer step on a batch, EMA, metrics, and randomness that follows from the step."""
+
+import keras
+
+from fcdm_keras import engine, randomness
+from fcdm_keras.ema import EMA
+from fcdm_keras.optimizers import AdamW
+
+
+class StepTrainer(engine.TrainStep, keras.Model):
+    """Base of trainers with their own loss, trained by `compile` and `fit`.
+
+    A subclass calls `prepare` at the end of `__init__` and has the methods
+
+    - `unpack(data)`: a batch as a dict of tensors, with `row`, each sample's place in the global batch;
+    - `draw(batch)`, `draw_for_evaluation(batch)`: the batch with what is random in a step, without `row`;
+    - `losses(batch, training)`: per-sample losses `(B,)` by the names given to `prepare`; `loss` is minimised.
+    """
+
+    def prepare(self, model, losses, ema_decay, ema_warmup, accumulation_steps, seed):
+        """Creates the average of `model`'s weights, the step counter and the metrics.
+
+        Args:
+            model: the built model that is trained.
+            losses: names of the losses, `loss` among them.
+            ema_decay: decay of the weights' moving average, `self.ema`.
+            ema_warmup: ramp the decay up from 0.1, for short runs.
+            accumulation_steps: micro-batches per optimizer step.
+            seed: integer in [0, 2⁶⁴).
+
+        Raises:
+            ValueError: for values out of range.
+        """
+        if accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps must be at least 1. Received: {accumulation_steps}")
+        self.accumulation_steps = accumulation_steps
+        self.seed = seed
+        self._seed_words = randomness.seed_words(seed)
+        self.ema = EMA(model, ema_decay, ema_warmup, name="ema")
+        self.step = self.add_weight(name="step", shape=(), dtype="int32", initializer="zeros", trainable=False)
+        self._means = {name: keras.metrics.Mean(name=name) for name in losses}
+        self.built = True
+
+    def compile(self, optimizer=None, **kwargs):
+        """As `keras.Model.compile`; the default optimizer is the paper's (AdamW, 1e-4, no decay), the loss is fixed."""
+        if optimizer is None:
+            optimizer = AdamW()
+        super().compile(optimizer=optimizer, **kwargs)
+        self.optimizer.build(self.trainable_variables)  # before any weights are loaded
+
+    @property
+    def metrics(self):
+        return list(self._means.values())
+
+    def micro_batches(self, batch):
+        """The batch cut into `accumulation_steps` equal parts."""
+        if self.accumulation_steps == 1:
+            yield batch
+            return
+        size = next(iter(batch.values())).shape[0]
+        if size is None or size % self.accumulation_steps:
+            raise ValueError(
+                f"The batch size must be known and divisible by accumulation_steps={self.accumulation_steps}. "
+                f"Received: {size}"
+            )
+        part = size // self.accumulation_steps
+        for start in range(0, size, part):
+            yield {name: value[start : start + part] for name, value in batch.items()}
+
+    def finish_step(self, losses):
+        """After the optimizer: counts the step, moves the EMA, adds to the metrics. Returns the logs."""
+        self.step.assign(self.step.value + 1)
+        self.ema.update(self.step.value)
+        return self.track(losses)
+
+    def track(self, losses):
+        """Adds per-sample losses to the metrics and returns their means."""
+        for name, mean in self._means.items():
+            mean.update_state(losses[name])
+        return {name: mean.result() for name, mean in self._means.items()}
