@@ -17,7 +17,7 @@ test-jax test-torch test-tensorflow: export OMP_NUM_THREADS := 1
 test-jax test-torch test-tensorflow: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.pytest_cache/jax
 test-jax test-torch test-tensorflow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.5
 test-jax test-torch test-tensorflow: test-%: .venv/installed
-	KERAS_BACKEND=$* $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	KERAS_BACKEND=$* $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(if $(filter jax,$*),,-m "not no_backend")
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -9,6 +9,8 @@ from PIL import Image
 from fcdm_keras.data.sources import FolderSource, open_source, read_images
 from fcdm_keras.data.transforms import UnreadableImageError, center_crop, decode_image
 
+pytestmark = pytest.mark.no_backend
+
 
 def picture(height=40, width=60, seed=0):
     """A smooth random picture, uint8 `(H, W, 3)`."""

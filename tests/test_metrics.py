@@ -18,6 +18,8 @@ from fcdm_keras.evaluation.metrics import (
     precision_recall,
 )
 
+pytestmark = pytest.mark.no_backend
+
 
 def fid(reference, samples):
     return frechet_distance(*mean_and_covariance(samples), *mean_and_covariance(reference))
