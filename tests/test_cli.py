@@ -103,7 +103,7 @@ def test_configurations_survive_json():
         (("--cfg-scale", "-1"), "cfg_scale must be at least 0. Received: -1.0"),
         (("--learning-rate", "nan"), "learning_rate must be finite. Received: nan"),
         (("--accumulation-steps", "3"), "must be divisible by accumulation_steps=3. Received: 128"),
-        (("--recipe", "imagenet256-xl"), "not part of this version yet"),
+        (("--recipe", "imagenet256-xl"), "trains on latents: give a store with --latents DIR"),
         (("--num-classes", "5"), "leave out"),
     ],
 )

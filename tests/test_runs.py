@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from helpers import tiny_backbone, to_numpy
 
-import train_imagenet
-from fcdm_keras import callbacks, presets, runs, sample
+from fcdm_keras import callbacks, drawing, presets, runs, sample
 from fcdm_keras.checkpoint import CheckpointManager
+from fcdm_keras.fitting import fit_run
 from fcdm_keras.run_folder import open_run
 from fcdm_keras.tasks import ClassToImage
 
@@ -62,7 +62,7 @@ def test_a_run_killed_after_its_last_checkpoint_is_completed(folder, config, tra
     (folder / ".unfinished-preset").mkdir()
     (folder / "preset").mkdir()
     (folder / "preset" / "of_an_older_run").write_text("")
-    train_imagenet.train(dataclasses.replace(config, steps=steps), folder)
+    fit_run(dataclasses.replace(config, steps=steps), folder)
     assert [row["step"] for row in callbacks.read_csv(folder / "log.csv")] == list(range(1, STEPS + 1))
     assert (folder / "loss.png").exists() and not (folder / "preset" / "of_an_older_run").exists()
     assert not (folder / ".unfinished-preset").exists()
@@ -108,10 +108,10 @@ def test_a_preset_of_latents_is_not_drawn_as_pixels(tmp_path):
     [("0-2,7", [0, 1, 2, 7]), ("9", [9]), (" 3 , 1-1", [3, 1]), (None, list(range(10))), ("5,5", [5, 5])],
 )
 def test_classes_are_read(text, classes):
-    assert sample.parse_classes(text, 10) == classes
+    assert drawing.parse_classes(text, 10) == classes
 
 
 @pytest.mark.parametrize("text", ["", "1,,2", "1-", "-1", "2-1", "1-2-3", "²", "0x1", "10", f"0-{10**15}"])
 def test_classes_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match=r"^--classes must (look like|lie in) .*\. Received: "):
-        sample.parse_classes(text, 10)
+        drawing.parse_classes(text, 10)
