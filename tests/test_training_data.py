@@ -86,6 +86,15 @@ def test_training_from_a_store_writes_images_of_the_decoder(train, store, tmp_pa
         return [line.split(",")[:4] for line in (run / "photos" / "log.csv").read_text().splitlines()]
 
     assert losses(half) == losses(tmp_path) and len(losses(half)) == 5
+    # Another run starts from this one's weights, with images encoded as they come.
+    images = tmp_path / "images"
+    for label, colour in enumerate(("red", "blue")):
+        (images / colour).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (40, 32), (50 * i, 99, 200 * label)).save(images / colour / f"{i}.png")
+    tuned = [*FLAGS, "--no-cache", f"--source={images}", "--num-classes=2", f"--init-from={folder}", "--sample-every=0"]
+    output = train(tmp_path / "tuned", *tuned, "--steps=1")
+    assert "made anew (3 classes there, 2 here)" in output and "data: 8 images of" in output, output
     # Another store is refused, and nothing is lost.
     metadata = json.loads((store / "store.json").read_text())
     (folder / "latents.json").write_text(json.dumps({**metadata, "num_images": 7}))
