@@ -81,7 +81,8 @@ def _samples_of_file(options, task):
     latents = next(array.batches(options.num_samples))
     if array.dtype == np.uint8:
         parts = np.array_split(latents / np.float32(127.5) - np.float32(1), -(-len(latents) // options.batch_size))
-        latents = np.concatenate([ops.convert_to_numpy(task.autoencoder.encode(part)) for part in parts])
+        means = (task.autoencoder.encode(part)[0] for part in parts)
+        latents = np.concatenate([ops.convert_to_numpy(task.autoencoder.to_diffusion(mean)) for mean in means])
     if latents.shape[-1] != task.backbone.in_channels or latents.shape[1] % 4 or latents.shape[2] % 4:
         raise ValueError(
             f"The latents must have {task.backbone.in_channels} channels, height and width divisible by 4. "

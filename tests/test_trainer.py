@@ -6,7 +6,6 @@ import pytest
 from helpers import tiny_backbone, to_numpy
 from keras import ops
 
-from fcdm_keras.data.batches import ShuffledBatches, training_batches
 from fcdm_keras.optimizers import AdamW
 from fcdm_keras.trainer import DiffusionTrainer
 
@@ -221,25 +220,6 @@ def test_our_adamw_is_the_published_algorithm():
         optimizer.apply([ops.convert_to_tensor(gradient, "float32")], [ours])
     np.testing.assert_allclose(to_numpy(ours), weights, rtol=1e-4, atol=1e-5)
     assert AdamW.from_config(optimizer.get_config()).epsilon == 1e-8
-
-
-def test_batches_visit_every_sample_once_per_epoch_in_an_order_of_their_own():
-    source = ShuffledBatches({"i": np.arange(10)}, batch_size=4, steps=10, seed=3)
-    visited = np.concatenate([source[i]["i"] for i in range(10)])
-    epochs = visited.reshape(4, 10)
-    for epoch in epochs:
-        np.testing.assert_array_equal(np.sort(epoch), np.arange(10))
-    assert any((epochs[0] != epoch).any() for epoch in epochs[1:])
-
-
-def test_batches_from_the_middle_are_those_of_the_whole():
-    latents, labels = data(10)
-    whole = list(training_batches(latents, labels, 4, 7, seed=3))
-    rest = list(training_batches(latents, labels, 4, 7, seed=3, start=5))
-    assert len(rest) == 2
-    for a, b in zip(whole[5:], rest, strict=True):
-        np.testing.assert_array_equal(a["latents"], b["latents"])
-        np.testing.assert_array_equal(a["labels"], b["labels"])
 
 
 @pytest.mark.parametrize(
