@@ -3,9 +3,11 @@
     python -m fcdm_keras.evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception GRAPH.pb
     python -m fcdm_keras.evaluate RUN --num-samples 50000 --labels random --reference REF.npz --json scores.json
     python -m fcdm_keras.evaluate images/ --write-reference REF.npz
+    python -m fcdm_keras.evaluate latents/ --write-reference REF.npz
 
-SAMPLES is an .npz file with arr_0 (uint8, N×H×W×3), a folder of images, or a run folder or preset, whose model then
-draws the images without writing them. The reference is a file of ADM's, one of ours, or images likewise.
+SAMPLES is an .npz file with arr_0 (uint8, N×H×W×3), a folder of images, a latent store, whose images are decoded, or a
+run folder or preset, whose model then draws the images without writing them. The reference is a file of ADM's, one of
+ours, or images likewise.
 
 Scores: FID, sFID, Inception score, precision and recall (3 neighbours), KID. --features takes other networks than
 Inception: dinov2 for FD-DINOv2, or a Keras model of your own.
@@ -30,7 +32,9 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(
         prog="python -m fcdm_keras.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("samples", help=".npz file, folder of images, run folder, preset folder, hf://… or kaggle://…")
+    parser.add_argument(
+        "samples", help=".npz file, folder of images, latent store, run folder, preset folder, hf://… or kaggle://…"
+    )
     parser.add_argument("--reference", metavar="REF", help=".npz file with arr_0, mu, sigma, mu_s, sigma_s, or images")
     parser.add_argument("--json", metavar="FILE", help="write the scores to this file")
     parser.add_argument("--metrics", help=f"some of {','.join(METRICS)}; default all that the features allow")

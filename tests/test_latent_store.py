@@ -17,7 +17,7 @@ import pytest
 from conftest import GOLDEN
 from helpers import to_numpy
 
-from fcdm_keras import encode
+from fcdm_keras import encode, evaluate
 from fcdm_keras.autoencoders import KLAutoencoder, to_uint8
 from fcdm_keras.data.batches import training_batches
 from fcdm_keras.data.encoding import StoreEncoder
@@ -313,3 +313,14 @@ def test_bad_flags_are_refused_at_once(flags, message, capsys):
     with pytest.raises(SystemExit):
         encode.parse(flags)
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_store_is_scored_as_the_images_that_it_decodes_to(store, vae, tmp_path, monkeypatch):
+    """A reference file is written from it; its pixels are the decoder's."""
+    monkeypatch.chdir(tmp_path)
+    evaluate.main([str(store.folder), "--write-reference=ref.npz", "--features=pixels"])
+    decoded = to_numpy(to_uint8(vae.decode(store.read(np.arange(COUNT))[0].astype("float32"))))
+    with np.load("ref.npz") as reference:
+        images, mu = reference["arr_0"], reference["mu"]
+    assert np.abs(images.astype(int) - decoded).max() <= 1
+    np.testing.assert_allclose(mu, images.reshape(COUNT, -1).mean(axis=0) / 255, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Where images to score come from: an `.npz` file, a folder, or a model that draws them.
+"""Where images to score come from: an `.npz` file, a folder, a latent store, or a model that draws them.
 
 A source has `name`, `count`, `shape` (H, W, channels), and `batches(size, stop)`, which yields uint8 `(B, H, W, C)`.
 """
@@ -85,6 +85,39 @@ class ArrayImages:
         return (self._images[start : min(start + size, count)] for start in range(0, count, size))
 
 
+class StoredImages:
+    """The images of a latent store: its posteriors' means, decoded by the autoencoder that made them.
+
+    They are reconstructions, so scores against them leave out what the autoencoder loses.
+
+    Raises:
+        FileNotFoundError: the store is not finished, or its autoencoder is not there.
+        ValueError: the store is damaged, or the autoencoder is another one now.
+    """
+
+    def __init__(self, path):
+        from fcdm_keras.autoencoders import KLAutoencoder
+        from fcdm_keras.data.latent_store import LatentStore
+
+        self._store = LatentStore(path)
+        metadata = self._store.metadata
+        self._autoencoder = KLAutoencoder.from_diffusers(metadata.autoencoder)
+        if self._autoencoder.weights_hash() != metadata.autoencoder_hash:
+            raise ValueError(f"{metadata.autoencoder} is not the autoencoder that made {path}: its weights differ.")
+        self.name, self.count = str(path), len(self._store)
+        self.shape = (metadata.image_size, metadata.image_size, self._autoencoder.in_channels)
+
+    def batches(self, size, stop=None):
+        from keras import ops
+
+        from fcdm_keras.autoencoders import to_uint8
+
+        count = self.count if stop is None else min(stop, self.count)
+        for start in range(0, count, size):
+            means, *_ = self._store.read(np.arange(start, min(start + size, count)))
+            yield ops.convert_to_numpy(to_uint8(self._autoencoder.decode(means.astype(np.float32))))
+
+
 class DrawnImages:
     """What a `Drawing` draws; its batch size counts, not the caller's."""
 
@@ -105,13 +138,15 @@ def is_model(source):
 
 
 def open_images(source):
-    """A source of images from the path of a folder or an `.npz` file.
+    """A source of images from the path of a folder, a latent store or an `.npz` file.
 
     Raises:
         ValueError: it holds no images that can be scored.
         FileNotFoundError: there is nothing.
     """
     path = Path(source)
+    if (path / "settings.json").exists() and list(path.glob("shard-*")):
+        return StoredImages(path)
     if path.is_dir():
         return ImageFolder(path)
     if not path.exists():
