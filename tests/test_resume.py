@@ -1,6 +1,7 @@
 """Runs that are killed, and runs on another backend: the real script, in processes of its own."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,10 @@ import keras
 import numpy as np
 import pytest
 from helpers import to_numpy
+
+from fcdm_keras.data.digits import load_digits
+from fcdm_keras.presets import RECIPES
+from fcdm_keras.runs import build_trainer
 
 ROOT = Path(__file__).parent.parent
 NEXT_BACKEND = {"jax": "torch", "torch": "tensorflow", "tensorflow": "jax"}
@@ -100,31 +105,25 @@ def test_a_run_folder_of_other_settings_is_refused(uninterrupted):
     assert "Traceback" not in output
 
 
-TRAJECTORY = """
-import dataclasses, json, sys
-import numpy as np
-sys.path.insert(0, sys.argv[1])
-from fcdm_keras.data.digits import load_digits
-from fcdm_keras.presets import RECIPES
-from fcdm_keras.runs import build_trainer
-trainer = build_trainer(dataclasses.replace(RECIPES["digits"], learning_rate=1e-4))
-images, labels = load_digits("train")
-losses = []
-for step in range(4):
-    part = slice(16 * step, 16 * step + 16)
-    losses.append(trainer.train_on_batch(images[part], labels[part], return_dict=True)["loss"])
-    trainer.reset_metrics()
-print("LOSSES", json.dumps([float(loss) for loss in losses]))
-"""
+def trajectory():
+    """Losses of four training steps of the digits, with a fresh model."""
+    trainer = build_trainer(dataclasses.replace(RECIPES["digits"], learning_rate=1e-4))
+    images, labels = load_digits("train")
+    losses = []
+    for step in range(4):
+        part = slice(16 * step, 16 * step + 16)
+        losses.append(float(trainer.train_on_batch(images[part], labels[part], return_dict=True)["loss"]))
+        trainer.reset_metrics()
+    return losses
 
 
-def losses_on(backend):
+def trajectory_on(backend):
+    """The same in a process of another backend."""
+    program = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]}; import test_resume; "
+    program += "print('LOSSES', test_resume.trajectory())"
+    environment = {**os.environ, "KERAS_BACKEND": backend}
     result = subprocess.run(
-        [sys.executable, "-c", TRAJECTORY, str(ROOT)],
-        env={**os.environ, "KERAS_BACKEND": backend},
-        capture_output=True,
-        text=True,
-        timeout=600,
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=600
     )
     lines = [line for line in result.stdout.splitlines() if line.startswith("LOSSES")]
     assert lines, result.stderr
@@ -133,8 +132,7 @@ def losses_on(backend):
 
 def test_backends_walk_the_same_trajectory_from_the_same_seed():
     """Initial weights, timesteps, noise and dropped labels are the same; only rounding differs."""
-    here = keras.backend.backend()
-    np.testing.assert_allclose(losses_on(here), losses_on(NEXT_BACKEND[here]), rtol=1e-3)
+    np.testing.assert_allclose(trajectory(), trajectory_on(NEXT_BACKEND[keras.backend.backend()]), rtol=1e-3)
 
 
 def test_a_checkpoint_goes_on_on_another_backend(uninterrupted, tmp_path):
