@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import keras
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fcdm_keras"
@@ -146,6 +147,13 @@ print(calls, fcdm_keras.hub.keras_hub.__name__)
 def test_gpus_are_hidden_from_tensorflow_before_kerashub_imports_it():
     expected = [] if BACKEND == "tensorflow" else [([], "GPU", False)]
     assert run(HIDES_GPUS, BACKEND).strip() == f"{expected} keras_hub"
+
+
+@pytest.mark.parametrize("module", ["autoencoders", "trainer", "evaluation.features"])
+def test_whatever_computes_hides_the_gpus_too(module):
+    """Keras imports TensorFlow in `fit` where it is installed."""
+    program = f"import sys, fcdm_keras.{module}; print('fcdm_keras.hub' in sys.modules)"
+    assert run(program, BACKEND).strip() == "True"
 
 
 def test_a_broken_tensorflow_does_not_silence_errors(tmp_path):

@@ -15,6 +15,8 @@ import importlib
 
 import keras
 
+import fcdm_keras.hub  # noqa: F401  (Keras imports TensorFlow in `fit`: by then its GPUs are hidden)
+
 _engine = importlib.import_module(f"fcdm_keras.engine.on_{keras.backend.backend()}")
 
 TrainStep = _engine.TrainStep
