@@ -13,7 +13,7 @@ import pytest
 from conftest import GOLDEN
 from helpers import tiny_backbone, to_numpy
 
-from fcdm_keras import memory, runs
+from fcdm_keras import evaluate, memory, runs
 from fcdm_keras.autoencoders import KLAutoencoder
 from fcdm_keras.convert import save_torch_state_dict
 from fcdm_keras.data.encoding import StoreEncoder
@@ -64,13 +64,17 @@ def train(monkeypatch, capsys):
 
 def test_training_from_a_store_writes_images_of_the_decoder(train, store, tmp_path):
     """The whole script: latents read by worker processes, grids, a preset that draws; stopped half-way and resumed."""
-    flags = [*FLAGS, f"--latents={store}", "--ckpt-every=2"]
-    output = train(tmp_path, *flags, "--sample-every=2", "--data-workers=1")
+    flags, reference = [*FLAGS, f"--latents={store}", "--ckpt-every=2"], tmp_path / "reference.npz"
+    evaluate.main([str(store), f"--write-reference={reference}", "--features=pixels"])
+    scored = ["--eval-every=4", "--num-eval-samples=4", "--eval-features=pixels", f"--eval-reference={reference}"]
+    output = train(tmp_path, *flags, *scored, "--sample-every=2", "--data-workers=1")
     assert re.search(r"data: \d+ latents of photos, half of them mirrored", output), output
     assert re.search(r"memory: weights [\d.]+ MiB, gradients .* optimizer .* ema .* activations of 8 samples", output)
     folder = tmp_path / "photos"
     from PIL import Image
 
+    header, scores = (folder / "scores.csv").read_text().splitlines()
+    assert header == "step,fid,precision,recall,kid" and scores.startswith("4,") and "nan" not in scores
     with Image.open(folder / "samples.png") as grid:
         assert grid.mode == "RGB"
     task = runs.load_task(folder)
