@@ -64,7 +64,7 @@ def open_set(path):
     """
     if (Path(path) / "samples.npz").exists():
         path = Path(path) / "samples.npz"
-    if Path(path).suffix != ".npz":
+    if Path(path).suffix != ".npz" or not Path(path).exists():  # which says what was expected
         return ImageSet(str(path), open_images(path))
     names = array_names(path)
     given = {
