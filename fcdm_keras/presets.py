@@ -60,7 +60,6 @@ class TrainConfig:
     label_dropout_mode: str = "joint"
     precision: str = "float32"
     gradient_checkpointing: bool = False
-    torch_compile: bool = False
     seed: int = 0
     log_every: int = 100
     sample_every: int = 10_000
@@ -106,7 +105,6 @@ HELP = {
     "label_dropout_mode": "joint: one drop for all three tables; per_level: each on its own, as the reference",
     "precision": "dtype policy: float32, mixed_bfloat16 or mixed_float16",
     "gradient_checkpointing": "recompute blocks in the backward pass: less memory, more time",
-    "torch_compile": "compile the training step with torch.compile (PyTorch only)",
     "seed": "seed of weights, data order, noise and timesteps",
     "log_every": "steps between log lines",
     "sample_every": "steps between sample grids; 0 is never",
@@ -131,7 +129,7 @@ CHOICES = {
 }
 # May change when a run is resumed; everything else must stay as it was.
 MAY_CHANGE = {
-    "steps", "latents", "source", "data_dir", "vae", "data_workers", "gradient_checkpointing", "torch_compile",
+    "steps", "latents", "source", "data_dir", "vae", "data_workers", "gradient_checkpointing",
     "log_every", "sample_every", "eval_every", "num_eval_samples", "eval_reference", "eval_features", "inception",
     "ckpt_every", "keep_last", "keep_every", "sampler", "num_sampling_steps", "cfg_scale", "results_dir",
 }  # fmt: skip

@@ -47,7 +47,7 @@ def build_trainer(config, backbone=None):
         seed=config.seed,
     )
     optimizer = AdamW(config.learning_rate, config.weight_decay, global_clipnorm=config.clip_norm or None)
-    trainer.compile(optimizer, jit_compile=True if config.torch_compile else "auto")
+    trainer.compile(optimizer)
     return trainer
 
 
