@@ -1,7 +1,7 @@
 """Depthwise convolution on TensorFlow: its own kernels without XLA, shifted multiply-adds with XLA.
 
 TensorFlow's kernels are fast, except the kernel gradient on CPUs; XLA's lowering of the same operation is tens of times
-slower on CPUs, and 8 to 24 times on GPUs (TensorFlow issue 59772). So the code asks where it is traced. On GPUs nothing
+slower on CPUs, and 8 to 24 times on GPUs. So the code asks where it is traced. On GPUs nothing
 here was measured: there, without XLA, all three are TensorFlow's kernels.
 """
 
