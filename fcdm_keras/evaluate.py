@@ -16,12 +16,12 @@ Inception: dinov2 for FD-DINOv2, or a Keras model of your own.
 import argparse
 import json
 import math
-import os
 import sys
 import warnings
 from pathlib import Path
 
 from fcdm_keras.drawing import add_drawing_flags, check_drawing_flags
+from fcdm_keras.files import write_atomically
 
 METRICS = ("fid", "sfid", "inception_score", "precision", "recall", "kid")
 TITLES = ("FID", "sFID", "Inception score", "precision", "recall", "KID")
@@ -150,9 +150,7 @@ def report(result):
 def write_json(result, path):
     """Writes the result in one step; NaN, which is no JSON, as null."""
     values = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in result.items()}
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_atomically(Path(path), json.dumps(values, indent=2) + "\n")
 
 
 def main(arguments=None):

@@ -10,9 +10,10 @@ import argparse
 import dataclasses
 import io
 import json
-import os
 import sys
 from pathlib import Path
+
+from fcdm_keras.files import write_atomically
 
 SCORES = ("fid", "sfid", "inception_score", "precision", "recall")
 HEADINGS = (
@@ -164,12 +165,6 @@ def comparison(runs):
     return png.getvalue()
 
 
-def write(path, text):
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
 def main(arguments=None):
     options = parse(arguments)
     page = Path(options.output)
@@ -177,8 +172,8 @@ def main(arguments=None):
         from fcdm_keras import report_page
 
         runs = [read_run(folder) for folder in dict.fromkeys(options.runs)]
-        write(page.with_suffix(".md"), report_page.markdown(runs))
-        write(page, report_page.html(runs))
+        write_atomically(page.with_suffix(".md"), report_page.markdown(runs))
+        write_atomically(page, report_page.html(runs))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{page} and {page.with_suffix('.md')}: {len(runs)} run{'s' * (len(runs) > 1)} beside the paper's results.")

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from fcdm_keras.drawing import add_drawing_flags, check_drawing_flags
+from fcdm_keras.files import write_atomically
 
 GRID_LIMIT = 256  # images shown in the grid
 MAY_CHANGE = {"batch_size"}  # when drawing is resumed
@@ -142,9 +143,7 @@ def open_output(output, decisive, settings):
             )
     elif (output / "000000.png").exists() or list(output.glob("samples.npz*")):
         raise ValueError(f"{output} holds images of unknown settings (no settings.json): give another --output.")
-    temporary = output / "settings.json.tmp"
-    temporary.write_text(json.dumps(settings, indent=1) + "\n")
-    os.replace(temporary, file)
+    write_atomically(file, json.dumps(settings, indent=1) + "\n")
 
 
 def _stored(file):

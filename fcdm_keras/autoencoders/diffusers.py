@@ -11,6 +11,7 @@ from keras import ops
 
 from fcdm_keras.autoencoders.kl import KLAutoencoder
 from fcdm_keras.autoencoders.weight_files import CONFIG, WEIGHTS, locate, read_tensors
+from fcdm_keras.files import write_atomically
 
 # How a tensor lies in the file and in Keras: "conv" (out, in, k, k) ↔ (k, k, in, out), "pointwise" (out, in, 1, 1) and
 # "matrix" (out, in) ↔ (in, out); both of the last two are read for either.
@@ -55,9 +56,7 @@ def save_diffusers(autoencoder, folder):
     temporary = folder / f"{WEIGHTS}.tmp"
     save_file(tensors, temporary, metadata={"format": "pt"})
     os.replace(temporary, folder / f"{WEIGHTS}.safetensors")
-    temporary = folder / f"{CONFIG}.tmp"
-    temporary.write_text(json.dumps(_published(autoencoder), indent=2) + "\n")
-    os.replace(temporary, folder / CONFIG)
+    write_atomically(folder / CONFIG, json.dumps(_published(autoencoder), indent=2) + "\n")
 
 
 def parameters(autoencoder):

@@ -75,11 +75,6 @@ def center_crop(image, size):
     return np.asarray(picture)[top : top + size, left : left + size]
 
 
-def to_float(images):
-    """uint8 images to float32 in [−1, 1], of any shape."""
-    return np.asarray(images, np.float32) / 127.5 - 1.0
-
-
 @dataclasses.dataclass(frozen=True)
 class Example:
     """One labelled image: the file's bytes, or uint8 `(H, W, 3)`."""
