@@ -93,7 +93,7 @@ def _at_timesteps(backbone, function, latents, condition, seed, batch_size, zero
         x_t = diffusion.q_sample(latents, times, randomness.normal(keys, shape))
         return function(x_t, times, condition)
 
-    compiled = engine.compiled(noised, variables)
+    compiled = engine.compiled(noised, variables, (0, 1, 2))
     size = min(batch_size, len(latents))
 
     def run(timestep):

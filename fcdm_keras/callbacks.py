@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import keras
-from keras import ops
 from tqdm import tqdm
 
 from fcdm_keras import images
@@ -19,7 +18,7 @@ class StepCallback(keras.callbacks.Callback):
     """Base: keeps `step`, the number of optimizer steps done, through resumed runs."""
 
     def on_train_begin(self, logs=None):
-        self.step = int(ops.convert_to_numpy(self.model.step.value))
+        self.step = self.model.steps_done
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1

@@ -73,7 +73,7 @@ class CheckpointManager:
             FloatingPointError: a weight is not finite; nothing is written.
             OSError: the disk is full or read-only; earlier checkpoints are untouched.
         """
-        step = int(ops.convert_to_numpy(trainer.step.value))
+        step = trainer.steps_done
         _check_finite(trainer, step)
         unfinished, final = self.folder / f"{_UNFINISHED}{step:09d}", self.path(step)
         try:
@@ -145,7 +145,7 @@ class CheckpointManager:
                 f"{len(manifest['shapes'])} tensors, this trainer {own:,} in {len(_shapes(trainer))}."
             )
         trainer.load_weights(self.path(step) / WEIGHTS)
-        loaded = int(ops.convert_to_numpy(trainer.step.value))
+        loaded = trainer.steps_done
         if loaded != step:
             raise ValueError(f"{self.path(step)} holds step {loaded}; the checkpoint is inconsistent.")
 

@@ -21,13 +21,14 @@ class AdamW(_KerasAdamW):
 
     def __init__(self, learning_rate=1e-4, weight_decay=0.0, beta_1=0.9, beta_2=0.999, epsilon=1e-8, **kwargs):
         super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon, **kwargs)
+        self._plain_epsilon = epsilon
 
     def apply(self, grads, trainable_variables=None):
         # √v̂ + ε = (√v + ε·√(1 − β₂ᵗ)) / √(1 − β₂ᵗ)
         step = ops.cast(self.iterations.value + 1, "float32")
-        epsilon = self.epsilon
-        self.epsilon = epsilon * ops.sqrt(1.0 - self.beta_2**step)
+        # TensorFlow's replicas run this in turns, each up to the update that they make together.
+        self.epsilon = self._plain_epsilon * ops.sqrt(1.0 - self.beta_2**step)
         try:
             return super().apply(grads, trainable_variables)
         finally:
-            self.epsilon = epsilon
+            self.epsilon = self._plain_epsilon

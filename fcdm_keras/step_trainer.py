@@ -2,7 +2,7 @@
 
 import keras
 
-from fcdm_keras import engine, randomness
+from fcdm_keras import distribution, engine, randomness
 from fcdm_keras.ema import EMA
 from fcdm_keras.optimizers import AdamW
 
@@ -12,7 +12,7 @@ class StepTrainer(engine.TrainStep, keras.Model):
 
     A subclass calls `prepare` at the end of `__init__` and has the methods
 
-    - `unpack(data)`: a batch as a dict of tensors, with `row`, each sample's place in the global batch;
+    - `unpack(data)`: a batch as a dict of tensors, with `row`, each sample's place in the global batch (`engine.rows`);
     - `draw(batch)`, `draw_for_evaluation(batch)`: the batch with what is random in a step, without `row`;
     - `losses(batch, training)`: per-sample losses `(B,)` by the names given to `prepare`; `loss` is minimised.
     """
@@ -49,6 +49,11 @@ class StepTrainer(engine.TrainStep, keras.Model):
         self.optimizer.build(self.trainable_variables)  # before any weights are loaded
 
     @property
+    def steps_done(self):
+        """Optimizer steps since the start of the run, as an int."""
+        return int(distribution.host_arrays([self.step])[0])
+
+    @property
     def metrics(self):
         return list(self._means.values())
 
@@ -74,7 +79,8 @@ class StepTrainer(engine.TrainStep, keras.Model):
         return self.track(losses)
 
     def track(self, losses):
-        """Adds per-sample losses to the metrics and returns their means."""
+        """Adds per-sample losses, those of the whole global batch, to the metrics and returns their means."""
+        losses = engine.gathered({name: losses[name] for name in self._means})
         for name, mean in self._means.items():
             mean.update_state(losses[name])
         return {name: mean.result() for name, mean in self._means.items()}

@@ -164,7 +164,7 @@ class ClassToImage(keras_hub.models.Task):
             predict = guidance.guide(denoise, condition, null, scale, channels)
             return SAMPLERS[sampler](predict, noise, diffusion, seed=seed, indices=indices, **options)
 
-        self._compiled[key] = engine.compiled(sample, self.backbone.trainable_variables)
+        self._compiled[key] = engine.compiled(sample, self.backbone.trainable_variables, (0, 1))
         return self._compiled[key]
 
     def _latent_shape(self, image_size):

@@ -229,7 +229,7 @@ class KLAutoencoder(keras.Model):
 
     def _run(self, method, tensor):
         if method not in self._compiled:
-            self._compiled[method] = engine.compiled(getattr(self, method), tuple(self.weights))
+            self._compiled[method] = engine.compiled(getattr(self, method), tuple(self.weights), (0,))
         return self._compiled[method]([v.value for v in self.weights], tensor)
 
     def _checked_images(self, images):

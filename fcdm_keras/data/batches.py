@@ -41,31 +41,33 @@ class ShuffledBatches:
         batch_size: samples per batch, B. A batch may span two epochs.
         steps: number of batches.
         seed: integer seed of the order.
+        rows: which rows of each batch to read, a range; default all. Processes of one job read different ones.
     """
 
-    def __init__(self, source, batch_size, steps, seed):
+    def __init__(self, source, batch_size, steps, seed, rows=None):
         self.source = source
         self.batch_size = batch_size
         self.steps = steps
+        self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
         self._order = EpochOrder(len(source), seed)
 
     def __len__(self):
         return self.steps
 
     def __getitem__(self, index):
-        places = index * self.batch_size + np.arange(self.batch_size)
+        places = index * self.batch_size + self._rows
         return self.source.take(self._order(places), places)
 
 
-def training_batches(source, batch_size, steps, seed, start=0, workers=0):
+def training_batches(source, batch_size, steps, seed, start=0, workers=0, rows=None):
     """A Grain data set of batches `start … steps − 1` of a source, for `DiffusionTrainer.fit`.
 
     Args:
-        source, batch_size, steps, seed: as in `ShuffledBatches`.
+        source, batch_size, steps, seed, rows: as in `ShuffledBatches`.
         start: first batch.
         workers: processes that read; 0 reads in threads of this one. The batches are the same.
     """
-    batches = grain.MapDataset.source(ShuffledBatches(source, batch_size, steps, seed))[start:]
+    batches = grain.MapDataset.source(ShuffledBatches(source, batch_size, steps, seed, rows))[start:]
     if not workers:
         return batches
     if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's flags, which only absl's programs parse

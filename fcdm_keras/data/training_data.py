@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fcdm_keras import distribution
 from fcdm_keras.autoencoders import Identity, KLAutoencoder
 from fcdm_keras.data.batches import ArraySource, training_batches
 from fcdm_keras.data.digits import load_digits
@@ -26,9 +27,10 @@ class TrainingData:
     transform: Callable | None = None  # of each batch, in the main process
 
     def batches(self, config, start):
-        """A Grain data set of the batches from step `start` on."""
+        """A Grain data set of this process's rows of the batches from step `start` on."""
+        rows = distribution.batch_rows(config.global_batch_size)
         batches = training_batches(
-            self.source, config.global_batch_size, config.steps, config.seed, start, config.data_workers
+            self.source, config.global_batch_size, config.steps, config.seed, start, config.data_workers, rows
         )
         return batches if self.transform is None else batches.map(self.transform)
 

@@ -4,6 +4,10 @@ import functools
 
 import jax
 import keras
+import numpy as np
+
+from fcdm_keras import distribution
+from fcdm_keras.distribution import on_jax
 
 
 class TrainStep:
@@ -46,7 +50,7 @@ class TrainStep:
         """Mean gradients over the micro-batches, in one loop, and the losses of all samples."""
         if self.accumulation_steps == 1:
             return gradients_of(trainable, batch)
-        stacked = jax.tree.map(lambda *parts: jax.numpy.stack(parts), *self.micro_batches(batch))
+        stacked = jax.tree.map(self._stacked, batch)
 
         def add(total, micro_batch):
             gradients, losses = gradients_of(trainable, micro_batch)
@@ -55,19 +59,53 @@ class TrainStep:
         gradients, losses = jax.lax.scan(add, jax.tree.map(jax.numpy.zeros_like, trainable), stacked)
         return gradients, jax.tree.map(lambda loss: loss.reshape(-1), losses)
 
+    def _stacked(self, rows):
+        """Rows `(B, …)` as micro-batches `(steps, B / steps, …)`, to which every device brings rows of its own."""
+        devices = distribution.job().data_parallel
+        parts = rows.reshape(devices, self.accumulation_steps, -1, *rows.shape[1:])
+        return parts.swapaxes(0, 1).reshape(self.accumulation_steps, -1, *rows.shape[1:])
+
+
+def rows(count):
+    """Places of a batch's samples in the global batch, which is what a step sees: int32 `(count,)`."""
+    return jax.numpy.arange(count, dtype="int32")
+
+
+def gathered(losses):
+    return losses
+
+
+def feed(batches):
+    return batches
+
 
 def interpolate(averages, variables, weight):
     for average, variable in zip(averages, variables, strict=True):
         average.assign(average.value + weight * (variable.value.astype("float32") - average.value))
 
 
-def compiled(function, variables):
+def compiled(function, variables, batched=()):
     @jax.jit
     def run(values, *args):
         with keras.StatelessScope(list(zip(variables, values, strict=True))):
             return function(*args)
 
-    return run
+    def spread(values, *args):
+        parts = on_jax.row_devices()
+        if parts == 1 and distribution.job().process_count == 1:
+            return run(values, *args)
+        rows = len(args[batched[0]]) if batched else 0
+        padded = -rows % parts
+        args = [
+            on_jax.split_rows(np.pad(np.asarray(value), [(0, padded)] + [(0, 0)] * (value.ndim - 1), mode="edge"))
+            if i in batched
+            else on_jax.whole(value)
+            for i, value in enumerate(args)
+        ]
+        outputs = run(on_jax.local_arrays(values), *args)
+        return jax.tree.map(lambda output: output[:rows], outputs) if padded else outputs
+
+    return spread
 
 
 def allow_tf32():

@@ -3,7 +3,11 @@
 import contextlib
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+from fcdm_keras import distribution
+from fcdm_keras.distribution import on_tensorflow
 
 
 class TrainStep:
@@ -21,12 +25,64 @@ class TrainStep:
                 values = [v.value for v in self.trainable_variables]
                 new = map(tf.convert_to_tensor, tape.gradient(loss, values, unconnected_gradients="zero"))
                 gradients = list(new) if gradients is None else [a + b for a, b in zip(gradients, new)]
-            self.optimizer.apply(gradients, self.trainable_variables)
-            return self.finish_step({name: tf.concat([part[name] for part in losses], 0) for name in losses[0]})
+            self.optimizer.apply(self._share_of_mean(gradients), self.trainable_variables)
+            losses = {name: tf.concat([part[name] for part in losses], 0) for name in losses[0]}
+            return _rows_of_one(self.finish_step(losses))
 
     def test_step(self, data):
         with _after(data):
-            return self.track(self.losses(self.draw_for_evaluation(self.unpack(data)), training=False))
+            losses = self.losses(self.draw_for_evaluation(self.unpack(data)), training=False)
+            return _rows_of_one(self.track(losses))
+
+    def _share_of_mean(self, gradients):
+        """This replica's part of the mean gradients: Keras's optimizers add the parts of all replicas."""
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        if replicas == 1:
+            return gradients
+        optimizer = self.optimizer
+        if optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue:
+            # Keras clips each replica's gradients and adds them then; clipped is to be their mean.
+            total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+            gradients = optimizer._clip_gradients([gradient / replicas for gradient in total])
+        return [gradient / replicas for gradient in gradients]
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        pass  # everything is built when it is made; Keras's own way fails with several processes
+
+
+def rows(count):
+    """Places of this replica's samples in the global batch, int32 `(count,)`."""
+    first = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, "int32") * count
+    return first + tf.range(count, dtype="int32")
+
+
+def gathered(losses):
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return losses
+    every = context.all_gather(tf.stack(list(losses.values()), axis=1), axis=0)
+    return dict(zip(losses, tf.unstack(every, len(losses), axis=1), strict=True))
+
+
+def feed(batches):
+    """Batches of this process's rows as what `fit` takes: with several processes, TensorFlow wants them by replica."""
+    if distribution.job().process_count == 1:
+        return batches
+    first = next(iter(batches))
+    signature = tf.nest.map_structure(lambda a: tf.TensorSpec(a.shape, a.dtype), first)
+    size = len(tf.nest.flatten(first)[0]) // on_tensorflow.local_replicas()
+
+    def own(context):
+        return tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature).rebatch(size).repeat()
+
+    return tf.distribute.get_strategy().distribute_datasets_from_function(own)
+
+
+def _rows_of_one(logs):
+    """Keras averages the logs of several processes over an axis that scalars do not have."""
+    if not isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
+        return logs
+    return {name: tf.reshape(value, (1,)) for name, value in logs.items()}
 
 
 def interpolate(averages, variables, weight):
@@ -34,13 +90,35 @@ def interpolate(averages, variables, weight):
         average.assign(average.value + weight * (tf.cast(variable.value, "float32") - average.value))
 
 
-def compiled(function, variables):
+def compiled(function, variables, batched=()):
     @tf.function(autograph=False)
     def run(values, *args):
+        values = map(tf.convert_to_tensor, values)
         with keras.StatelessScope(list(zip(variables, values, strict=True))):
             return function(*args)
 
-    return run
+    def spread(values, *args):
+        parts = on_tensorflow.local_replicas()
+        if parts == 1 or not batched:
+            return run(values, *args)
+        rows = len(args[batched[0]])
+        size = -(-rows // parts)
+        places = np.minimum(np.arange(parts * size), rows - 1).reshape(parts, size)  # the last row fills up
+        strategy = tf.distribute.get_strategy()
+
+        def part(value):
+            split = [tf.gather(value, own) for own in places]
+            return strategy.experimental_distribute_values_from_function(
+                lambda context: split[context.replica_id_in_sync_group % parts]
+            )
+
+        args = [part(value) if i in batched else value for i, value in enumerate(args)]
+        outputs = strategy.run(run, args=(values, *args))
+        return tf.nest.map_structure(
+            lambda output: tf.concat(strategy.experimental_local_results(output), 0)[:rows], outputs
+        )
+
+    return spread
 
 
 def allow_tf32():

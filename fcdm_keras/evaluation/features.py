@@ -96,7 +96,7 @@ class Inception(Extractor):
         graph = FrozenGraph.load(path or download_inception())
         self._weights = ops.convert_to_tensor(graph.constant(graph.inputs("softmax/logits/MatMul")[1]))
         self._run = graph.function("ExpandDims:0", ["pool_3:0", "mixed_6/conv:0"])
-        self._classify = engine.compiled(lambda pool, weights: ops.softmax(ops.matmul(pool, weights)), [])
+        self._classify = engine.compiled(lambda pool, weights: ops.softmax(ops.matmul(pool, weights)), [], (0,))
 
     def compute(self, images):
         pool, spatial = self._run(images)
@@ -152,7 +152,7 @@ class KerasExtractor(Extractor):
         self._preprocess = preprocess or (lambda images: images)
         self.gives = ("pool", "probabilities") if layer is None and _ends_in_softmax(model) else ("pool",)
         self._model = model if layer is None else keras.Model(model.inputs, model.get_layer(layer).output)
-        self._run = engine.compiled(self._features, self._model.variables)
+        self._run = engine.compiled(self._features, self._model.variables, (0,))
 
     def compute(self, images):
         with engine.full_precision():
@@ -205,7 +205,7 @@ class DINOv2(Extractor):
                 f"The DINOv2 preset {source!r} could not be loaded ({reason}): download it where there is a network, "
                 "and give its folder."
             ) from None
-        self._run = engine.compiled(self._features, self._network.variables)
+        self._run = engine.compiled(self._features, self._network.variables, (0,))
 
     def compute(self, images):
         with engine.full_precision():

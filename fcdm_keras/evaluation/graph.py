@@ -132,7 +132,7 @@ class GraphFunction:
         self._static = {name: values[name] for name in static}
         # Weights are arguments of the compiled function: as constants they would be compiled into it.
         self._weights = {name: ops.convert_to_tensor(values[name]) for name in values.keys() - static}
-        self._run = engine.compiled(self._interpret, [])
+        self._run = engine.compiled(self._interpret, [], (1,))
         self._last_use = {source: i for i, (_, sources) in enumerate(self._steps) for source in sources}
 
     def __call__(self, x):

@@ -1,0 +1,64 @@
+"""PyTorch: one process per device, started by `torchrun`; `DistributedDataParallel` averages the gradients."""
+
+import datetime
+import os
+
+import keras
+import numpy as np
+import torch
+import torch.distributed
+
+
+def connect(launcher, timeout, heartbeat):
+    """Joins the other processes of the job. Returns (process index, process count).
+
+    `heartbeat` is torchrun's own affair: it watches its processes.
+    """
+    if not launcher:
+        return 0, 1
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    engines = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(engines, timeout=datetime.timedelta(seconds=timeout))
+    # What a process may wait for another in training: one that draws or judges images takes its time.
+    torch.distributed.set_timeout(datetime.timedelta(minutes=30))
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def devices():
+    """Names of all processes' devices, and of this process's own."""
+    count = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    own = torch.cuda.current_device() if kind == "cuda" else 0
+    return tuple(f"{kind}:{i}" for i in range(count)), (f"{kind}:{own}",)
+
+
+def start(used, model_parallel):
+    return lambda: None
+
+
+def disconnect(launcher):
+    if launcher:
+        torch.distributed.destroy_process_group()
+
+
+def barrier():
+    gather(np.zeros(1, np.uint8))
+
+
+def gather(array):
+    """Every process's `array` (all of one shape), stacked by process."""
+    own = torch.from_numpy(np.ascontiguousarray(array))
+    parts = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, own)
+    return np.stack([part.numpy() for part in parts])
+
+
+def host_arrays(values):
+    """Tensors or variables as NumPy arrays."""
+    return [keras.ops.convert_to_numpy(value) for value in values]
+
+
+def visible_devices():
+    """The number of GPUs that this host shows, or 1."""
+    return max(1, torch.cuda.device_count())
