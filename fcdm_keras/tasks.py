@@ -24,10 +24,11 @@ class ImageTask(keras_hub.models.Task):
         image_size: side of the images in pixels, or (height, width).
 
     Raises:
-        ValueError: if the autoencoder's latents do not fit the backbone.
+        ValueError: if the autoencoder's latents or the kind of condition do not fit the backbone.
     """
 
     backbone_cls = FCDMBackbone
+    input_name = None  # of the conditioning modules that a subclass takes
 
     def __init__(self, backbone, autoencoder=None, image_size=256, **kwargs):
         kwargs.pop("preprocessor", None)
@@ -36,6 +37,11 @@ class ImageTask(keras_hub.models.Task):
             raise ValueError(
                 f"The backbone takes {backbone.in_channels} channels. "
                 f"Received: an autoencoder with {autoencoder.latent_channels}"
+            )
+        if self.input_name not in (None, backbone.conditioning.input_name):
+            raise ValueError(
+                f"{type(self).__name__} takes a backbone that is conditioned on {self.input_name}. "
+                f"Received: one conditioned on {backbone.conditioning.input_name}"
             )
         super().__init__(compile=False, **kwargs)
         self.backbone = backbone
@@ -95,6 +101,7 @@ class ImageTask(keras_hub.models.Task):
         guided = guidance_scale != 1
         run = self._compiled_sampler(int(num_steps), sampler, float(eta), guided, guidance_channels, shape)
         weights = [v.value for v in self.backbone.trainable_variables] if weights is None else list(weights)
+        weights += [v.value for v in self.backbone.non_trainable_variables]  # statistics of a conditioning module
 
         size = min(int(batch_size), len(conditions))
         images = []
@@ -161,7 +168,8 @@ class ImageTask(keras_hub.models.Task):
             predict = guidance.guide(denoise, condition, null, scale, channels)
             return SAMPLERS[sampler](predict, noise, diffusion, seed=seed, indices=indices, **options)
 
-        self._compiled[key] = engine.compiled(sample, self.backbone.trainable_variables)
+        variables = [*self.backbone.trainable_variables, *self.backbone.non_trainable_variables]
+        self._compiled[key] = engine.compiled(sample, variables)
         return self._compiled[key]
 
     def _latent_shape(self, image_size):
@@ -200,6 +208,8 @@ class ClassToImage(ImageTask):
     images = task.generate([3, 1, 4], num_steps=50, guidance_scale=1.5, seed=0, sampler="ddim")  # uint8 (3, 8, 8, 1)
     ```
     """
+
+    input_name = "labels"
 
     def generate(self, labels, num_steps=250, guidance_scale=1.5, seed=None, sampler="ddpm", **options):
         """Draws one image per label.
