@@ -15,12 +15,62 @@ from fcdm_keras.plots import plot_losses
 GRID_CLASSES, GRID_COLUMNS = 10, 10
 
 
-def fit_run(config, folder):
+class ClassRun:
+    """What a run of class labels has of its own; a run on another kind of condition derives from this.
+
+    Args:
+        config: a `TrainConfig`.
+        folder: the run folder.
+
+    Attributes:
+        data: a `TrainingData`.
+
+    Raises:
+        ValueError, OSError: the data do not fit the run.
+    """
+
+    def __init__(self, config, folder):
+        self.config = config
+        self.folder = folder
+        self.data = self.open_data()
+
+    def open_data(self):
+        """The `TrainingData`."""
+        return open_training_data(self.config, self.folder)
+
+    def build_backbone(self):
+        """The backbone with fresh weights."""
+        return runs.build_backbone(self.config)
+
+    def build_task(self, backbone):
+        """The task that samples from a backbone."""
+        return runs.build_task(self.config, backbone, self.data.autoencoder)
+
+    def grid(self, task):
+        """The callback that draws grids: ten images of each of (up to) ten classes spread over all."""
+        config = self.config
+        classes = np.linspace(0, config.num_classes - 1, min(GRID_CLASSES, config.num_classes)).round().astype(int)
+        labels = np.repeat(classes, GRID_COLUMNS)
+        return callbacks.SampleGrid(task, labels, self.folder, config.sample_every, GRID_COLUMNS, **drawing(config))
+
+    def judge(self):
+        """`judge(images, conditions)`, the names of its scores, and the conditions of the images to score."""
+        config = self.config
+        labels = np.arange(config.num_eval_samples) % config.num_classes
+        if config.dataset != "digits":
+            return *reference_judge(config), labels
+        from fcdm_keras.evaluation.digits import SCORES, score_digits
+
+        return score_digits, SCORES, labels
+
+
+def fit_run(config, folder, kind=ClassRun):
     """Trains a run to its last step, resuming what is in its folder.
 
     Args:
         config: a `TrainConfig`.
         folder: the run folder.
+        kind: `ClassRun`, or a class derived from it.
 
     Returns:
         The trainer and the task that samples from it.
@@ -30,27 +80,27 @@ def fit_run(config, folder):
         FloatingPointError: the loss is not finite.
     """
     manager = CheckpointManager(folder / "checkpoints", config.keep_last, config.keep_every)
-    data = open_training_data(config, folder)
-    backbone = runs.build_backbone(config)
+    run = kind(config, folder)
+    backbone = run.build_backbone()
     if config.init_from and not manager.steps():
         done = runs.copy_weights(runs.load_backbone(config.init_from), backbone)
         print(f"Started from {config.init_from}: {done}.")
     trainer = runs.build_trainer(config, backbone)
     start = manager.restore(trainer) or 0
-    task = runs.build_task(config, trainer.backbone, data.autoencoder)
-    _say(config, folder, data, trainer, start)
+    task = run.build_task(trainer.backbone)
+    _say(run, trainer, start)
     log = callbacks.CSVWriter(folder / "log.csv", start)
     if start < config.steps:
         shutil.rmtree(folder / "preset", ignore_errors=True)  # of a shorter run
         trainer.fit(
-            data.batches(config, start),
+            run.data.batches(config, start),
             steps_per_epoch=config.steps - start,
             verbose=0,
             shuffle=False,
-            callbacks=_callbacks(config, folder, task, manager, log, start),
+            callbacks=_callbacks(run, task, manager, log, start),
         )
     plot_losses(folder / "log.csv", folder / "loss.png")
-    runs.export_preset(trainer, config, folder / "preset", data.autoencoder)
+    runs.export_preset(trainer, folder / "preset", run.build_task)
     return trainer, task
 
 
@@ -63,54 +113,50 @@ def sampling_options(config):
     }
 
 
-def sample_grid(config, folder, task):
-    """The callback that draws a run's grids: ten images of each of (up to) ten classes spread over all."""
-    classes = np.linspace(0, config.num_classes - 1, min(GRID_CLASSES, config.num_classes)).round().astype(int)
-    labels = np.repeat(classes, GRID_COLUMNS)
-    return callbacks.SampleGrid(task, labels, folder, config.sample_every, GRID_COLUMNS, **_drawing(config))
-
-
-def _drawing(config):
+def drawing(config):
+    """As `sampling_options`, with the seed and the batch size of images drawn while training."""
     return {**sampling_options(config), "seed": config.seed, "batch_size": 100 if config.image_size < 64 else 10}
 
 
-def _callbacks(config, folder, task, manager, log, start):
+def reference_judge(config):
+    """The judge that compares images with the run's reference, and the names of its scores."""
+    from fcdm_keras.evaluation.features import load_extractor
+    from fcdm_keras.evaluation.suite import Judge
+
+    judge = Judge(config.eval_reference, load_extractor(config.eval_features, config.inception or None))
+    return judge, judge.metrics
+
+
+def _callbacks(run, task, manager, log, start):
+    config = run.config
     progress = callbacks.Progress(config.steps)
-    tensorboard = callbacks.TensorBoardWriter(folder / "tensorboard", start)
+    tensorboard = callbacks.TensorBoardWriter(run.folder / "tensorboard", start)
     return [
         callbacks.StepLog(config.log_every, config.global_batch_size, [log, tensorboard, progress]),
         callbacks.StopOnNonFinite(),
         callbacks.Checkpoint(manager, config.ckpt_every),
-        sample_grid(config, folder, task),
-        *_evaluation(config, folder, task, tensorboard, start),
+        run.grid(task),
+        *_evaluation(run, task, tensorboard, start),
         progress,
     ]
 
 
-def _evaluation(config, folder, task, tensorboard, start):
+def _evaluation(run, task, tensorboard, start):
     """The callback that scores images while training, if the run asks for it."""
+    config = run.config
     if not config.eval_every:
         return []
-    if config.dataset == "digits":
-        from fcdm_keras.evaluation.digits import SCORES, score_digits
-
-        judge, names = score_digits, SCORES
-    else:
-        from fcdm_keras.evaluation.features import load_extractor
-        from fcdm_keras.evaluation.suite import Judge
-
-        judge = Judge(config.eval_reference, load_extractor(config.eval_features, config.inception or None))
-        names = judge.metrics
-    log = callbacks.CSVWriter(folder / "scores.csv", start, ("step", *names))
+    judge, names, conditions = run.judge()
+    log = callbacks.CSVWriter(run.folder / "scores.csv", start, ("step", *names))
     writers = [log, lambda row: tensorboard(row, "scores")]
-    labels = np.arange(config.num_eval_samples) % config.num_classes
-    return [Evaluate(task, judge, labels, config.eval_every, writers, **_drawing(config))]
+    return [Evaluate(task, judge, conditions, config.eval_every, writers, **drawing(config))]
 
 
-def _say(config, folder, data, trainer, start):
+def _say(run, trainer, start):
+    config, data = run.config, run.data
     print(
-        f"{folder}: FCDM-{config.model}, {trainer.backbone.count_params():,} parameters, Keras {keras.__version__} on "
-        f"{keras.backend.backend()}, {config.steps:,} steps of {config.global_batch_size} images"
+        f"{run.folder}: FCDM-{config.model}, {trainer.backbone.count_params():,} parameters, Keras {keras.__version__} "
+        f"on {keras.backend.backend()}, {config.steps:,} steps of {config.global_batch_size} images"
         + (f", resumed at step {start:,}" if start else "")
     )
     side = config.image_size // data.autoencoder.downsampling_factor

@@ -203,25 +203,35 @@ RECIPES = {
 }
 
 
-def add_config_flags(parser):
-    """Adds `--recipe` and one flag per field of `TrainConfig` to an argument parser; unset means the recipe's value."""
-    parser.add_argument("--recipe", default="digits", choices=tuple(RECIPES), help="training recipe (default: digits)")
-    for field in dataclasses.fields(TrainConfig):
-        if field.name == "recipe":
+def add_config_flags(parser, recipes=RECIPES, default="digits", texts=HELP, choices=CHOICES):
+    """Adds `--recipe` and one flag per field of a recipe to an argument parser; unset means the recipe's value.
+
+    Args:
+        parser: an `argparse.ArgumentParser`.
+        recipes: name → `TrainConfig`, or a class derived from it.
+        default: name of the recipe that is trained if none is named.
+        texts: field → help; a field without help gets no flag.
+        choices: field → allowed values.
+    """
+    parser.add_argument(
+        "--recipe", default=default, choices=tuple(recipes), help=f"training recipe (default: {default})"
+    )
+    for field in dataclasses.fields(recipes[default]):
+        if field.name not in texts:
             continue
-        flag, text = "--" + field.name.replace("_", "-"), HELP[field.name]
+        flag, text = "--" + field.name.replace("_", "-"), texts[field.name]
         if field.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            choices = CHOICES.get(field.name)
-            parser.add_argument(flag, type=field.type, choices=choices, default=None, help=text)
+            parser.add_argument(flag, type=field.type, choices=choices.get(field.name), default=None, help=text)
 
 
-def config_from_flags(options):
+def config_from_flags(options, recipes=RECIPES):
     """The recipe named by parsed `options` with the flags that were given. Raises ValueError if they make no run."""
-    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(TrainConfig)}
+    recipe = recipes[options.recipe]
+    given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(recipe)}
     changes = {name: value for name, value in given.items() if value is not None and name != "recipe"}
-    config = dataclasses.replace(RECIPES[options.recipe], **changes)
+    config = dataclasses.replace(recipe, **changes)
     check_config(config)
     return config
 
@@ -263,11 +273,24 @@ def config_to_json(config):
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def config_from_json(text):
-    """The inverse of `config_to_json`. Raises ValueError for other text."""
+def config_from_json(text, config_class=TrainConfig, others=False):
+    """The inverse of `config_to_json`.
+
+    Args:
+        text: JSON.
+        config_class: `TrainConfig`, or the class derived from it that was written.
+        others: leave out what `config_class` has no field for, to read what runs of all kinds have in common.
+
+    Raises:
+        ValueError: for other text.
+    """
     try:
-        config = TrainConfig(**json.loads(text))
+        values = json.loads(text)
+        if others:
+            names = {field.name for field in dataclasses.fields(config_class)}
+            values = {name: value for name, value in values.items() if name in names}
+        config = config_class(**values)
         check_config(config)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"This is no configuration of a run ({error}).") from None
     return config

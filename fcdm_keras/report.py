@@ -69,7 +69,7 @@ def read_run(folder):
             judged = content
         elif file.name != "config.json" and isinstance(content, dict) and set(SCORES) & content.keys():
             evaluations[file.name] = content
-    return Run(folder, stored_config(folder), read_csv(log) if log.exists() else [], judged, evaluations)
+    return Run(folder, stored_config(folder, others=True), read_csv(log) if log.exists() else [], judged, evaluations)
 
 
 def _read_json(file):

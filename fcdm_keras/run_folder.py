@@ -11,11 +11,15 @@ runs/digits/
 from pathlib import Path
 
 from fcdm_keras.files import write_atomically
-from fcdm_keras.presets import MAY_CHANGE, config_from_json, config_to_json
+from fcdm_keras.presets import MAY_CHANGE, TrainConfig, config_from_json, config_to_json
 
 
-def open_run(config):
+def open_run(config, may_change=MAY_CHANGE):
     """Creates or re-opens the run folder of `config` and stores the configuration there.
+
+    Args:
+        config: a `TrainConfig`, or of a class derived from it.
+        may_change: fields that may differ when the run is resumed.
 
     Returns:
         Path of the folder.
@@ -27,7 +31,7 @@ def open_run(config):
     folder = Path(config.results_dir) / config.recipe
     file = folder / "config.json"
     if file.exists():
-        _check_same(stored_config(folder), config, folder)
+        _check_same(stored_config(folder, type(config)), config, folder, may_change)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, config_to_json(config))
@@ -36,20 +40,20 @@ def open_run(config):
     return folder
 
 
-def stored_config(folder):
-    """The configuration stored in a run folder. Raises ValueError if it cannot be read."""
+def stored_config(folder, config_class=TrainConfig, others=False):
+    """The configuration stored in a run folder; options as in `config_from_json`. Raises ValueError if unreadable."""
     file = Path(folder) / "config.json"
     try:
-        return config_from_json(file.read_text())
+        return config_from_json(file.read_text(), config_class, others)
     except ValueError as error:
         raise ValueError(f"{file} cannot be read; remove it, or give another --results-dir: {error}") from None
 
 
-def _check_same(stored, config, folder):
+def _check_same(stored, config, folder, may_change):
     different = [
         f"{name}={getattr(stored, name)!r} there, {getattr(config, name)!r} now"
         for name in vars(stored)
-        if name not in MAY_CHANGE and getattr(stored, name) != getattr(config, name)
+        if name not in may_change and getattr(stored, name) != getattr(config, name)
     ]
     if different:
         raise ValueError(

@@ -19,8 +19,8 @@ from fcdm_keras.tasks import ClassToImage
 from fcdm_keras.trainer import DiffusionTrainer
 
 
-def build_backbone(config):
-    """A backbone with fresh weights, as `config` describes."""
+def build_backbone(config, conditioning=None):
+    """A backbone with fresh weights, as `config` describes; the default conditioning is of its classes."""
     engine.allow_tf32()
     keras.utils.set_random_seed(config.seed % 2**32)
     size = MODEL_SIZES[config.model]
@@ -29,6 +29,7 @@ def build_backbone(config):
         size.depths,
         num_classes=config.num_classes,
         in_channels=config.latent_channels,
+        conditioning=conditioning,
         dtype=config.precision,
     )
     backbone.gradient_checkpointing = config.gradient_checkpointing
@@ -55,7 +56,7 @@ def load_backbone(source):
     """The backbone of a preset, a run folder, or a reference checkpoint (`.pt`). Raises ValueError or OSError."""
     if str(source).endswith(".pt"):
         return load_torch_checkpoint(source)
-    return load_task(source).backbone
+    return find_model(source, FCDMBackbone.from_preset, lambda folder: load_task(folder).backbone)
 
 
 def copy_weights(source, target):
@@ -85,7 +86,8 @@ def copy_weights(source, target):
         b.assign(ops.cast(a.value, b.dtype) * 1)
     if same:
         return f"all {len(made)} tensors are kept"
-    classes = f" ({old.num_classes} classes there, {new.num_classes} here)" if hasattr(old, "num_classes") else ""
+    both = hasattr(old, "num_classes") and hasattr(new, "num_classes")
+    classes = f" ({old.num_classes} classes there, {new.num_classes} here)" if both else ""
     return f"{len(made)} tensors are kept, the {len(new.weights)} of the conditioning are made anew{classes}"
 
 
@@ -99,19 +101,27 @@ def build_task(config, backbone, autoencoder=None):
     return ClassToImage(backbone, autoencoder or Identity(backbone.in_channels), image_size=config.image_size)
 
 
-def export_preset(trainer, config, folder, autoencoder=None):
-    """Saves the EMA weights as a task preset in `folder`, which is whole or absent at any moment."""
+def export_preset(trainer, folder, build_task):
+    """Saves the EMA weights as a task preset in `folder`, which is whole or absent at any moment.
+
+    Args:
+        trainer: a `DiffusionTrainer`.
+        folder: a `Path`.
+        build_task: `build_task(backbone)` → the task.
+    """
     backbone = FCDMBackbone.from_config({**trainer.backbone.get_config(), "dtype": "float32"})
     trainer.ema.copy_to(backbone)
+    for source, target in zip(trainer.backbone.non_trainable_variables, backbone.non_trainable_variables, strict=True):
+        target.assign(ops.cast(source.value, target.dtype) * 1)
     unfinished = folder.with_name(f".unfinished-{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
-    build_task(config, backbone, autoencoder).save_to_preset(str(unfinished))
+    build_task(backbone).save_to_preset(str(unfinished))
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 
 
 def load_task(source, autoencoder=None):
-    """A task from a run folder, a preset folder, `hf://…` or `kaggle://…`.
+    """A `ClassToImage` from a run folder, a preset folder, `hf://…` or `kaggle://…`.
 
     A run that is not finished gives the EMA weights of its newest checkpoint.
 
@@ -124,28 +134,56 @@ def load_task(source, autoencoder=None):
         ValueError: its files are damaged.
     """
     options = {} if autoencoder is None else {"autoencoder": autoencoder}
+
+    def unfinished(folder):
+        config = stored_config(folder)
+        backbone = newest_average(config, folder, build_backbone(config))
+        return backbone and build_task(config, backbone, autoencoder or stored_autoencoder(config, folder))
+
+    return find_model(source, lambda preset: ClassToImage.from_preset(preset, **options), unfinished)
+
+
+def find_model(source, load, unfinished):
+    """A model from wherever it is: a run folder, a preset folder, `hf://…` or `kaggle://…`.
+
+    Args:
+        source: where the model is.
+        load: `load(preset)` → the model of a preset, given as a string.
+        unfinished: `unfinished(folder)` → the model of a run folder without preset, or `None` without checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: its files are damaged, or of another kind of model.
+    """
     if "://" in str(source):
-        return ClassToImage.from_preset(str(source), **options)
+        return load(str(source))
     source = Path(source)
     for folder in (source / "preset", source):
         if (folder / "config.json").exists() and (folder / "metadata.json").exists():
             try:
-                return ClassToImage.from_preset(str(folder), **options)
+                return load(str(folder))
             except (ValueError, OSError) as error:
                 reason = str(error).partition("\n")[0]
-                raise ValueError(f"The preset {folder} is damaged or not of a class-to-image task: {reason}") from None
+                raise ValueError(f"The preset {folder} is damaged or of another kind of model: {reason}") from None
     if (source / "config.json").exists() and (source / "checkpoints").is_dir():
-        config = stored_config(source)
-        trainer = build_trainer(config)
-        if CheckpointManager(source / "checkpoints", read_only=True).restore(trainer) is not None:
-            trainer.ema.copy_to(trainer.backbone)
-            return build_task(config, trainer.backbone, autoencoder or _stored_autoencoder(config, source))
+        model = unfinished(source)
+        if model is not None:
+            return model
     raise FileNotFoundError(
         f"There is no model at {source}: expected a run folder with a checkpoint or a preset folder with config.json."
     )
 
 
-def _stored_autoencoder(config, folder):
+def newest_average(config, folder, backbone):
+    """The backbone with the EMA weights of a run's newest checkpoint; `None` where there is none."""
+    trainer = build_trainer(config, backbone)
+    if CheckpointManager(folder / "checkpoints", read_only=True).restore(trainer) is None:
+        return None
+    trainer.ema.copy_to(backbone)
+    return backbone
+
+
+def stored_autoencoder(config, folder):
     """The autoencoder of a latent run: the one asked for, or the one that made its latent store."""
     if config.dataset == "digits":
         return None

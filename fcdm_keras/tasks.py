@@ -15,27 +15,20 @@ from fcdm_keras.hub import keras_hub
 from fcdm_keras.samplers import SAMPLERS
 
 
-@keras.saving.register_keras_serializable("fcdm_keras")
-class ClassToImage(keras_hub.models.Task):
-    """Draws images of classes.
+class ImageTask(keras_hub.models.Task):
+    """Base of tasks that draw one image per condition; a subclass says what conditions are.
 
     Args:
-        backbone: an `FCDMBackbone` with `ClassConditioning`.
+        backbone: an `FCDMBackbone`.
         autoencoder: see `fcdm_keras.autoencoders`; default `Identity` (pixels).
         image_size: side of the images in pixels, or (height, width).
 
     Raises:
-        ValueError: if the autoencoder's latents do not fit the backbone.
-
-    Example:
-
-    ```python
-    task = ClassToImage.from_preset("runs/digits/preset")
-    images = task.generate([3, 1, 4], num_steps=50, guidance_scale=1.5, seed=0, sampler="ddim")  # uint8 (3, 8, 8, 1)
-    ```
+        ValueError: if the autoencoder's latents or the kind of condition do not fit the backbone.
     """
 
     backbone_cls = FCDMBackbone
+    input_name = None  # of the conditioning modules that a subclass takes
 
     def __init__(self, backbone, autoencoder=None, image_size=256, **kwargs):
         kwargs.pop("preprocessor", None)
@@ -45,6 +38,11 @@ class ClassToImage(keras_hub.models.Task):
                 f"The backbone takes {backbone.in_channels} channels. "
                 f"Received: an autoencoder with {autoencoder.latent_channels}"
             )
+        if self.input_name not in (None, backbone.conditioning.input_name):
+            raise ValueError(
+                f"{type(self).__name__} takes a backbone that is conditioned on {self.input_name}. "
+                f"Received: one conditioned on {backbone.conditioning.input_name}"
+            )
         super().__init__(compile=False, **kwargs)
         self.backbone = backbone
         self.autoencoder = autoencoder
@@ -53,14 +51,15 @@ class ClassToImage(keras_hub.models.Task):
         self._compiled = {}
         self.built = True  # all parts are, and a preset keeps the weights of the autoencoder
 
-    def generate(
+    def draw(
         self,
-        labels,
+        conditions,
         num_steps=250,
         guidance_scale=1.5,
         seed=None,
         sampler="ddpm",
         *,
+        null_conditions=None,
         eta=0.0,
         guidance_channels="all",
         batch_size=64,
@@ -69,16 +68,17 @@ class ClassToImage(keras_hub.models.Task):
         weights=None,
         verbose=False,
     ):
-        """Draws one image per label.
+        """Draws one image per condition.
 
         Image i depends on (seed, first_index + i) and not on the other images or on the batch size.
 
         Args:
-            labels: an integer or integers `(N,)` in [0, num_classes].
+            conditions: `(N, …)`, as the backbone's conditioning module takes them.
             num_steps: sampling steps, 1 … 1000.
             guidance_scale: classifier-free guidance s ≥ 0; 1 is none and halves the cost.
             seed: integer in [0, 2⁶⁴); `None` draws one.
             sampler: `"ddpm"` or `"ddim"`.
+            null_conditions: like `conditions`, what guidance leads away from; default the module's null.
             eta: η of DDIM.
             guidance_channels: `"all"` or `"first_three"`, see `fcdm_keras.guidance`.
             batch_size: images drawn at once.
@@ -93,32 +93,25 @@ class ClassToImage(keras_hub.models.Task):
         Raises:
             ValueError: for arguments out of range, before anything is computed.
         """
-        labels = np.atleast_1d(np.asarray(labels))
-        self.backbone.conditioning.check(labels)
-        guidance.check_scale(guidance_scale)
-        if isinstance(num_steps, bool) or not isinstance(num_steps, (int, np.integer)) or not 1 <= num_steps <= 1000:
-            raise ValueError(f"num_steps must be an integer in [1, 1000]. Received: {num_steps!r}")
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}. Received: {sampler!r}")
-        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise ValueError(f"batch_size must be a positive integer. Received: {batch_size!r}")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1]. Received: {eta}")
+        conditions, nulls = self._checked(conditions, null_conditions)
+        _check_options(num_steps, guidance_scale, sampler, batch_size, eta)
         words = randomness.seed_words(secrets.randbits(64) if seed is None else seed)
         sizes = self.image_size if image_size is None else image_size
         shape = self._latent_shape((sizes, sizes) if isinstance(sizes, int) else tuple(sizes))
         guided = guidance_scale != 1
         run = self._compiled_sampler(int(num_steps), sampler, float(eta), guided, guidance_channels, shape)
         weights = [v.value for v in self.backbone.trainable_variables] if weights is None else list(weights)
+        weights += [v.value for v in self.backbone.non_trainable_variables]  # statistics of a conditioning module
 
-        size = min(int(batch_size), len(labels))
+        size = min(int(batch_size), len(conditions))
         images = []
-        for start in tqdm(range(0, len(labels), size or 1), desc="sampling", unit="batch", disable=not verbose):
+        for start in tqdm(range(0, len(conditions), size or 1), desc="sampling", unit="batch", disable=not verbose):
             # A short last batch is filled up, so that the loop is compiled once.
-            places = np.minimum(np.arange(start, start + size), len(labels) - 1)
+            places = np.minimum(np.arange(start, start + size), len(conditions) - 1)
             latents = run(
                 weights,
-                ops.convert_to_tensor(labels[places], "int32"),
+                _tensor(conditions[places]),
+                self.backbone.conditioning.null(size) if nulls is None else _tensor(nulls[places]),
                 ops.convert_to_tensor(first_index + places, "int32"),
                 ops.convert_to_tensor(guidance_scale, "float32"),
                 *randomness.word_tensors(words),
@@ -127,13 +120,25 @@ class ClassToImage(keras_hub.models.Task):
             images.append(ops.convert_to_numpy(to_uint8(decoded)))
         sides = (side * self.autoencoder.downsampling_factor for side in shape[:2])
         empty = np.zeros((0, *sides, self.autoencoder.in_channels), "uint8")
-        return np.concatenate([empty, *images])[: len(labels)] if images else empty
+        return np.concatenate([empty, *images])[: len(conditions)] if images else empty
+
+    def _checked(self, conditions, nulls):
+        """Both as arrays. Raises ValueError for conditions that cannot be right."""
+        conditions = np.asarray(conditions)
+        self.backbone.conditioning.check(conditions)
+        if nulls is None:
+            return conditions, None
+        nulls = np.asarray(nulls)
+        self.backbone.conditioning.check(nulls)
+        if len(nulls) != len(conditions):
+            raise ValueError(f"Expected one null condition per condition, {len(conditions)}. Received: {len(nulls)}")
+        return conditions, nulls
 
     def predict(self, x, batch_size=64, verbose="auto", **options):
         """As `generate(x, batch_size=batch_size, …)`, in the form of `keras.Model.predict`.
 
         Args:
-            x: integer labels `(N,)`.
+            x: what `generate` takes.
             batch_size: images drawn at once.
             verbose: show a progress bar; `"auto"` does.
             **options: the other arguments of `generate`.
@@ -157,14 +162,14 @@ class ClassToImage(keras_hub.models.Task):
         def denoise(x_t, timesteps, condition):
             return self.backbone({"x_t": x_t, "timesteps": timesteps, name: condition}, training=False)
 
-        def sample(condition, indices, guidance_scale, *seed):
+        def sample(condition, null, indices, guidance_scale, *seed):
             noise = randomness.normal(randomness.sample_keys(seed, randomness.INITIAL_NOISE, 0, indices), shape)
-            null = self.backbone.conditioning.null(condition.shape[0])
             scale = guidance_scale if guided else 1.0
             predict = guidance.guide(denoise, condition, null, scale, channels)
             return SAMPLERS[sampler](predict, noise, diffusion, seed=seed, indices=indices, **options)
 
-        self._compiled[key] = engine.compiled(sample, self.backbone.trainable_variables, (0, 1))
+        variables = [*self.backbone.trainable_variables, *self.backbone.non_trainable_variables]
+        self._compiled[key] = engine.compiled(sample, variables, (0, 1, 2))
         return self._compiled[key]
 
     def _latent_shape(self, image_size):
@@ -186,3 +191,53 @@ class ClassToImage(keras_hub.models.Task):
         if isinstance(config.get("autoencoder"), dict):
             config["autoencoder"] = keras.saving.deserialize_keras_object(config["autoencoder"])
         return super().from_config(config)
+
+
+@keras.saving.register_keras_serializable("fcdm_keras")
+class ClassToImage(ImageTask):
+    """Draws images of classes.
+
+    Args:
+        backbone: an `FCDMBackbone` with `ClassConditioning`.
+        autoencoder, image_size: as in `ImageTask`.
+
+    Example:
+
+    ```python
+    task = ClassToImage.from_preset("runs/digits/preset")
+    images = task.generate([3, 1, 4], num_steps=50, guidance_scale=1.5, seed=0, sampler="ddim")  # uint8 (3, 8, 8, 1)
+    ```
+    """
+
+    input_name = "labels"
+
+    def generate(self, labels, num_steps=250, guidance_scale=1.5, seed=None, sampler="ddpm", **options):
+        """Draws one image per label.
+
+        Args:
+            labels: an integer or integers `(N,)` in [0, num_classes].
+            num_steps, guidance_scale, seed, sampler, **options: as in `ImageTask.draw`.
+
+        Returns:
+            uint8 array `(N, H, W, channels)`.
+
+        Raises:
+            ValueError: for arguments out of range, before anything is computed.
+        """
+        return self.draw(np.atleast_1d(np.asarray(labels)), num_steps, guidance_scale, seed, sampler, **options)
+
+
+def _check_options(num_steps, guidance_scale, sampler, batch_size, eta):
+    guidance.check_scale(guidance_scale)
+    if isinstance(num_steps, bool) or not isinstance(num_steps, (int, np.integer)) or not 1 <= num_steps <= 1000:
+        raise ValueError(f"num_steps must be an integer in [1, 1000]. Received: {num_steps!r}")
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}. Received: {sampler!r}")
+    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer. Received: {batch_size!r}")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1]. Received: {eta}")
+
+
+def _tensor(array):
+    return ops.convert_to_tensor(array, "int32" if array.dtype.kind in "iu" else "float32")

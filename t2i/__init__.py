@@ -1,0 +1,26 @@
+"""Text to image with FCDM: the same backbone, conditioned on the pooled embedding of a CLIP text encoder (appendix H).
+
+Names are imported on first use, so that `import t2i` and every `--help` are quick.
+"""
+
+import importlib
+
+_HOMES = {
+    "TextConditioning": "conditioning",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name):
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"t2i.{_HOMES[name]}"), name)
+    try:
+        return importlib.import_module(f"t2i.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"t2i.{name}":
+            raise
+        raise AttributeError(f"module 't2i' has no attribute {name!r}") from None
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,106 @@
+"""Text conditioning (paper, appendix H and figure 9c): a pooled text embedding and an MLP where class tables stood."""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from fcdm_keras.initializers import Normal
+
+
+@keras.saving.register_keras_serializable("t2i")
+class TextConditioning(layers.Layer):
+    """One MLP per width (Linear, SiLU, Linear, as the timestep's) on standardised text embeddings.
+
+    A conditioning module as described in `fcdm_keras.conditioning`. `call` takes text embeddings `(B, embedding_dim)`
+    and standardises them: CLIP's pooled features share a mean much larger than their differences. The statistics and
+    the embedding of the empty prompt, which means "no prompt", are weights that are not trained; `adapt` sets them.
+
+    Args:
+        embedding_dim: D, size of the pooled text embeddings.
+        widths: widths of the vectors, finest level first. The backbone fills them in.
+    """
+
+    input_name = "text_embeddings"
+
+    def __init__(self, embedding_dim, widths=None, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        if not isinstance(embedding_dim, (int, np.integer)) or embedding_dim < 1:
+            raise ValueError(f"embedding_dim must be a positive integer. Received: {embedding_dim!r}")
+        self.embedding_dim = int(embedding_dim)
+        self.widths = widths and tuple(widths)
+
+    def build(self, input_shape=None):
+        def statistic(name, initial):
+            return self.add_weight(name=name, shape=(self.embedding_dim,), initializer=initial, trainable=False)
+
+        self.mean, self.std = statistic("mean", "zeros"), statistic("std", "ones")
+        self.null_embedding = statistic("null_embedding", "zeros")
+        options = {"kernel_initializer": Normal(0.02), "dtype": "float32"}
+        levels = list(enumerate(self.widths, start=1))
+        self.hidden = [layers.Dense(width, name=f"hidden_{level}", **options) for level, width in levels]
+        self.out = [layers.Dense(width, name=f"out_{level}", **options) for level, width in levels]
+        for hidden, out, width in zip(self.hidden, self.out, self.widths):
+            hidden.build((None, self.embedding_dim))
+            out.build((None, width))
+
+    def adapt(self, embeddings, null_embedding):
+        """Takes mean and standard deviation of embeddings, and what the empty prompt's is.
+
+        Args:
+            embeddings: those of the training captions, `(N, D)`.
+            null_embedding: of the empty prompt, `(D,)`.
+
+        Raises:
+            ValueError: for other shapes, or numbers that are not finite.
+        """
+        embeddings, null_embedding = np.asarray(embeddings), np.asarray(null_embedding)
+        self.check(embeddings)
+        self.check(null_embedding[None])
+        mean = embeddings.mean(axis=0, dtype=np.float64)
+        std = np.sqrt(np.square(embeddings - mean).mean(axis=0))
+        self.mean.assign(mean.astype(np.float32))
+        self.std.assign(np.where(std > 1e-6, std, 1.0).astype(np.float32))  # a constant feature says nothing
+        self.null_embedding.assign(null_embedding.astype(np.float32))
+
+    def call(self, embeddings):
+        embeddings = ops.cast(embeddings, "float32")
+        if len(embeddings.shape) != 2 or embeddings.shape[-1] != self.embedding_dim:
+            raise ValueError(self._expected(tuple(embeddings.shape)))
+        standard = (embeddings - self.mean) / self.std
+        return tuple(out(ops.silu(hidden(standard))) for hidden, out in zip(self.hidden, self.out))
+
+    def null(self, batch_size):
+        """The embedding of the empty prompt for every sample, `(B, D)`."""
+        return ops.broadcast_to(ops.convert_to_tensor(self.null_embedding), (batch_size, self.embedding_dim))
+
+    def drop(self, embeddings, mask):
+        """`embeddings` `(B, D)` with the empty prompt's where `mask` `(B,)` is true: for all widths at once.
+
+        Raises:
+            ValueError: for a mask `(B, levels)`.
+        """
+        if len(mask.shape) != 1:
+            raise ValueError(
+                "A prompt is dropped for all widths at once: label_dropout_mode must be 'joint'. "
+                f"Received: a mask of shape {tuple(mask.shape)}, as of 'per_level'"
+            )
+        return ops.where(mask[:, None], self.null_embedding, ops.cast(embeddings, "float32"))
+
+    def check(self, embeddings):
+        """Raises ValueError unless `embeddings` are finite numbers `(B, D)`."""
+        embeddings = np.asarray(embeddings)
+        if embeddings.dtype.kind != "f":
+            raise ValueError(f"Text embeddings must be floating-point numbers. Received: dtype {embeddings.dtype}")
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim:
+            raise ValueError(self._expected(embeddings.shape))
+        if not np.isfinite(embeddings).all():
+            raise ValueError("Text embeddings must be finite. Received: inf or nan")
+
+    def _expected(self, shape):
+        return (
+            f"Text embeddings must have shape (B, {self.embedding_dim}), as of the text encoder that the model was "
+            f"made for. Received: {shape}"
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "embedding_dim": self.embedding_dim, "widths": self.widths}
