@@ -15,6 +15,7 @@ import sys
 import time
 
 from fcdm_keras.files import write_atomically
+from fcdm_keras.launch import add_device_flags, device_options
 from fcdm_keras.presets import add_config_flags, config_from_flags, config_to_json
 from fcdm_keras.run_folder import open_run
 
@@ -26,6 +27,7 @@ def parse(arguments=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_config_flags(parser)
+    add_device_flags(parser, model_parallel=True)
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     options = parser.parse_args(arguments)
     try:
@@ -40,7 +42,7 @@ def parse(arguments=None):
             "No recipe given: training `digits` (1,297 real handwritten digits, pixel space), a few minutes on a CPU.\n"
             "For ImageNet: python train_imagenet.py --recipe imagenet256-xl --latents DIR; all flags: --help.\n"
         )
-    return config
+    return config, device_options(options)
 
 
 def with_data(config, options):
@@ -91,11 +93,13 @@ def score(config, trainer, task):
     """Draws digits with the EMA weights and scores them."""
     import numpy as np
 
+    from fcdm_keras.drawing import draw_together
     from fcdm_keras.evaluation.digits import score_digits
     from fcdm_keras.fitting import sampling_options
 
     labels = np.arange(SCORED_SAMPLES) % config.num_classes
-    drawn = task.generate(
+    drawn = draw_together(
+        task,
         labels,
         seed=(config.seed + 1) % 2**64,
         batch_size=100,
@@ -118,24 +122,33 @@ def report(config, scores):
         print(f"  {name:28} {shown:>7}  (real digits: {real})")
 
 
+def train(config, folder):
+    """Trains to the last step. Returns the scores, of digits."""
+    if config.dataset == "photos" and config.cache and not config.latents:
+        config = prepare_photos(config, folder)
+    from fcdm_keras.fitting import fit_run
+
+    trainer, task = fit_run(config, folder)
+    return score(config, trainer, task) if config.dataset == "digits" else {}
+
+
 def main(arguments=None):
     began = time.perf_counter()
-    config = parse(arguments)
-    scores = {}
+    config, devices = parse(arguments)
     try:
         folder = open_run(config)
-        if config.dataset == "photos" and config.cache and not config.latents:
-            config = prepare_photos(config, folder)
-        from fcdm_keras.fitting import fit_run
+        from fcdm_keras import distribution
 
-        trainer, task = fit_run(config, folder)
-        if config.dataset == "digits":
-            scores = score(config, trainer, task)
-            report(config, scores)
+        with distribution.setup(**devices):
+            scores = train(config, folder)
+            if not distribution.is_main():
+                return
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command resumes from the last checkpoint.")
+    if scores:
+        report(config, scores)
     scores["seconds"] = round(time.perf_counter() - began, 1)
     write_atomically(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
     print(f"  {scores['seconds']:.0f} s in all; images, curves, scores and the model are in {folder}/")

@@ -9,7 +9,8 @@ from pathlib import Path
 import keras
 from tqdm import tqdm
 
-from fcdm_keras import images
+from fcdm_keras import distribution, images
+from fcdm_keras.drawing import draw_together
 
 FIELDS = ("step", "loss", "mse", "vb", "images_per_second")  # of the log of a diffusion model's training
 
@@ -226,7 +227,9 @@ class SampleGrid(StepCallback):
 
     def draw(self):
         """Draws and writes the grid now."""
-        drawn = self.task.generate(self.labels, weights=self.model.ema.values(), **self.options)
+        drawn = draw_together(self.task, self.labels, weights=self.model.ema.values(), **self.options)
+        if not distribution.is_main():
+            return
         picture = images.grid(drawn, self.columns)
         (self.folder / "samples").mkdir(exist_ok=True)
         picture.save(self.folder / "samples" / f"step-{self.step:09d}.png")

@@ -18,6 +18,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from fcdm_keras import distribution
+
 WEIGHTS, MANIFEST = "trainer.weights.h5", "checkpoint.json"
 _NAME = re.compile(r"step-(\d{9})")
 _UNFINISHED = ".unfinished-"
@@ -44,6 +46,8 @@ class CheckpointManager:
             self._prepare()
 
     def _prepare(self):
+        if not distribution.is_main():
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob(f"{_UNFINISHED}*"):
@@ -56,7 +60,7 @@ class CheckpointManager:
 
     def steps(self):
         """Steps of the checkpoints present, ascending."""
-        matches = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        matches = (_NAME.fullmatch(entry.name) for entry in (self.folder.iterdir() if self.folder.exists() else ()))
         return sorted(int(match[1]) for match in matches if match)
 
     def path(self, step):
@@ -66,6 +70,8 @@ class CheckpointManager:
     def save(self, trainer):
         """Writes a checkpoint of `trainer`'s present step and prunes old ones.
 
+        With several processes all call this together, and the first one writes.
+
         Returns:
             Its folder.
 
@@ -74,7 +80,11 @@ class CheckpointManager:
             OSError: the disk is full or read-only; earlier checkpoints are untouched.
         """
         step = trainer.steps_done
-        _check_finite(trainer, step)
+        with distribution.readable([*trainer.variables, *trainer.optimizer.variables]):
+            _check_finite(trainer, step)
+            return self._write(trainer, step) if distribution.is_main() else self.path(step)
+
+    def _write(self, trainer, step):
         unfinished, final = self.folder / f"{_UNFINISHED}{step:09d}", self.path(step)
         try:
             unfinished.mkdir(exist_ok=True)
@@ -116,15 +126,19 @@ class CheckpointManager:
             ValueError: a checkpoint belongs to another configuration, or all are damaged.
         """
         steps = self.steps()
-        for step in reversed(steps):
-            damage = self.damage(step)
-            if damage is None:
-                self._load(trainer, step)
-                return step
-            warnings.warn(f"{self.path(step)} is passed over: {damage}.", stacklevel=2)
-        if steps:
+        newest = next(filter(self._is_whole, reversed(steps)), None)
+        distribution.agree("newest whole checkpoint", newest)
+        if newest is not None:
+            self._load(trainer, newest)
+        elif steps:
             raise ValueError(f"All checkpoints in {self.folder} are damaged; remove the folder to start afresh.")
-        return None
+        return newest
+
+    def _is_whole(self, step):
+        damage = self.damage(step)
+        if damage is not None:
+            warnings.warn(f"{self.path(step)} is passed over: {damage}.", stacklevel=4)
+        return damage is None
 
     def damage(self, step):
         """What is wrong with a checkpoint, as a phrase, or `None`."""

@@ -122,8 +122,12 @@ class Drawing:
     def __len__(self):
         return len(self.labels)
 
-    def batches(self, done=0):
-        """Yields (index of the first image, uint8 images `(B, H, W, C)`), from the batch that holds image `done`.
+    def starts(self):
+        """Indices of the batches' first images."""
+        return range(0, len(self), self._batch_size)
+
+    def batches(self, starts=None):
+        """Yields (index of the first image, uint8 images `(B, H, W, C)`) for the given `starts`; default all.
 
         Batches begin at multiples of the batch size and are computed at full size, so that an image is the same bits
         in a run that was resumed.
@@ -131,7 +135,7 @@ class Drawing:
         import numpy as np
 
         size = self._batch_size
-        for first in range(done // size * size, len(self), size):
+        for first in self.starts() if starts is None else starts:
             labels = self.labels[np.minimum(np.arange(first, first + size), len(self) - 1)]
             images = self.task.generate(labels, first_index=first, **self._options)
             yield first, images[: len(self) - first]
@@ -141,11 +145,29 @@ class Drawing:
         return {**self._options, "image_shape": list(self.image_shape), "weights": fingerprint(self.task)}
 
 
+def draw_together(task, conditions, **options):
+    """As `task.generate`, shared out among the processes of a job; each gets all images.
+
+    Args:
+        task: a task such as `ClassToImage`.
+        conditions: what is to be drawn, `(N, …)`.
+        **options: passed to `task.generate`.
+    """
+    import numpy as np
+
+    from fcdm_keras import distribution
+
+    placed = distribution.job()
+    own = np.array_split(np.arange(len(conditions)), placed.process_count)[placed.process_index]
+    first = int(own[0]) if len(own) else 0
+    return distribution.gather(task.generate(conditions[own], first_index=first, **options))
+
+
 def fingerprint(model):
     """A checksum of a model's weights, hexadecimal."""
-    from keras import ops
+    from fcdm_keras.distribution import host_arrays
 
     checksum = hashlib.blake2b(digest_size=16)
     for variable in model.variables:
-        checksum.update(ops.convert_to_numpy(variable.value).tobytes())
+        checksum.update(host_arrays([variable])[0].tobytes())
     return checksum.hexdigest()

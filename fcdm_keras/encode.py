@@ -4,12 +4,14 @@
     python -m fcdm_keras.encode --verify latents/
 
 The source is a folder of class folders, a data set of TensorFlow Datasets, or `photos`. A killed run goes on with the
-same command, after the last finished shard. Several machines share the work with --num-processes and --process-index,
-each writing shards of its own into the same folder.
+same command, after the last finished shard. All devices, and all processes of a job, share the work; processes that
+know nothing of each other do so with --num-processes and --process-index, each writing shards of its own.
 """
 
 import argparse
 import sys
+
+from fcdm_keras.launch import add_device_flags, device_options
 
 
 def parse(arguments=None):
@@ -31,6 +33,7 @@ def parse(arguments=None):
     parser.add_argument("--num-processes", type=int, default=1, help="processes that share the work (default 1)")
     parser.add_argument("--process-index", type=int, default=0, help="which of them this is (default 0)")
     parser.add_argument("--verify", metavar="STORE", help="check a store's checksums and stop")
+    add_device_flags(parser)
     options = parser.parse_args(arguments)
     if options.verify is None:
         for flag in ("source", "vae", "output"):
@@ -75,7 +78,10 @@ def main(arguments=None):
         if options.verify is not None:
             verify(options.verify)
             return
-        run(options)
+        from fcdm_keras import distribution
+
+        with distribution.setup(**device_options(options)):
+            run(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -83,14 +89,22 @@ def main(arguments=None):
 
 
 def run(options):
+    from fcdm_keras import distribution
     from fcdm_keras.autoencoders import KLAutoencoder
     from fcdm_keras.data.encoding import StoreEncoder
     from fcdm_keras.data.sources import open_source
 
+    job = distribution.job()
+    if job.process_count > 1 and options.num_processes > 1:
+        raise ValueError(
+            f"--num-processes is for processes that know nothing of each other; these {job.process_count}, started by "
+            f"{job.launcher}, share the work without it."
+        )
     source = open_source(options.source, options.split, options.data_dir)
-    print(f"{options.source}: {len(source):,} images of {len(source.class_names):,} classes")
+    say = print if distribution.is_main() else lambda text: None
+    say(f"{options.source}: {len(source):,} images of {len(source.class_names):,} classes")
     if getattr(source, "other_files", 0):
-        print(f"{source.other_files:,} files are no images by their names and are left out.")
+        say(f"{source.other_files:,} files are no images by their names and are left out.")
     autoencoder = KLAutoencoder.from_diffusers(options.vae)
     encoder = StoreEncoder(
         options.output,
@@ -103,7 +117,14 @@ def run(options):
         batch_size=options.batch_size,
         max_unreadable=options.max_unreadable,
     )
-    metadata = encoder.run(options.process_index, options.num_processes)
+    if job.process_count > 1:
+        encoder.run(job.process_index, job.process_count)
+        distribution.barrier()
+        metadata = encoder.finish() if distribution.is_main() else None
+        if metadata is None:
+            return
+    else:
+        metadata = encoder.run(options.process_index, options.num_processes)
     if metadata is None:
         print(f"The shards of process {options.process_index} are finished; others are still missing.")
         return

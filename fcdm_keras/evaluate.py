@@ -22,6 +22,7 @@ from pathlib import Path
 
 from fcdm_keras.drawing import add_drawing_flags, check_drawing_flags
 from fcdm_keras.files import write_atomically
+from fcdm_keras.launch import add_device_flags, device_options
 
 METRICS = ("fid", "sfid", "inception_score", "precision", "recall", "kid")
 TITLES = ("FID", "sFID", "Inception score", "precision", "recall", "KID")
@@ -51,6 +52,7 @@ def parse(arguments=None):
     )
     drawing = parser.add_argument_group("when a model draws the images")
     add_drawing_flags(drawing, num_samples=None)
+    add_device_flags(parser, processes=False)
     options = parser.parse_args(arguments)
     check_drawing_flags(parser, options)
     for name in ("features_batch_size", "reference_images"):
@@ -158,9 +160,13 @@ def main(arguments=None):
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-            if options.write_reference:
-                return write_reference(options)
-            result = evaluate(options)
+            from fcdm_keras import distribution
+
+            distribution.alone("evaluate")
+            with distribution.setup(**device_options(options)):
+                if options.write_reference:
+                    return write_reference(options)
+                result = evaluate(options)
         report(result)
         if options.json:
             write_json(result, options.json)

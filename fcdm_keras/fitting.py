@@ -1,16 +1,20 @@
 """The training loop of a run: resume, callbacks, `fit`, and what is written at the end."""
 
+import dataclasses
 import shutil
 
 import keras
 import numpy as np
 
-from fcdm_keras import callbacks, runs
+from fcdm_keras import callbacks, distribution, engine, runs
 from fcdm_keras.checkpoint import CheckpointManager
 from fcdm_keras.data.training_data import open_training_data
+from fcdm_keras.distribution.agreement import check_agreement, check_shared
 from fcdm_keras.evaluation.callback import Evaluate
-from fcdm_keras.memory import describe_memory
+from fcdm_keras.memory import describe_memory, gib
 from fcdm_keras.plots import plot_losses
+from fcdm_keras.presets import MODEL_SIZES
+from fcdm_keras.pulse import Pulse
 
 GRID_CLASSES, GRID_COLUMNS = 10, 10
 
@@ -65,7 +69,7 @@ class ClassRun:
 
 
 def fit_run(config, folder, kind=ClassRun):
-    """Trains a run to its last step, resuming what is in its folder.
+    """Trains a run to its last step, resuming what is in its folder, on the devices of `distribution.setup`.
 
     Args:
         config: a `TrainConfig`.
@@ -76,30 +80,36 @@ def fit_run(config, folder, kind=ClassRun):
         The trainer and the task that samples from it.
 
     Raises:
-        ValueError, OSError: the data, the weights to start from, or the folder's checkpoints do not fit the run.
+        ValueError, OSError: the data, the devices, the weights to start from, or the folder's checkpoints do not fit
+            the run.
         FloatingPointError: the loss is not finite.
     """
+    distribution.check_batch(config.global_batch_size, config.accumulation_steps)
+    distribution.check_model(MODEL_SIZES[config.model].hidden_channels)
+    check_agreement(dataclasses.asdict(config))
+    check_shared(folder)
     manager = CheckpointManager(folder / "checkpoints", config.keep_last, config.keep_every)
     run = kind(config, folder)
     backbone = run.build_backbone()
     if config.init_from and not manager.steps():
         done = runs.copy_weights(runs.load_backbone(config.init_from), backbone)
-        print(f"Started from {config.init_from}: {done}.")
+        _say(f"Started from {config.init_from}: {done}.")
     trainer = runs.build_trainer(config, backbone)
     start = manager.restore(trainer) or 0
     task = run.build_task(trainer.backbone)
-    _say(run, trainer, start)
-    log = callbacks.CSVWriter(folder / "log.csv", start)
+    _describe(run, trainer, start)
     if start < config.steps:
-        shutil.rmtree(folder / "preset", ignore_errors=True)  # of a shorter run
+        if distribution.is_main():
+            shutil.rmtree(folder / "preset", ignore_errors=True)  # of a shorter run
         trainer.fit(
-            run.data.batches(config, start),
+            engine.feed(run.data.batches(config, start)),
             steps_per_epoch=config.steps - start,
             verbose=0,
             shuffle=False,
-            callbacks=_callbacks(run, task, manager, log, start),
+            callbacks=_callbacks(run, task, manager, start),
         )
-    plot_losses(folder / "log.csv", folder / "loss.png")
+    if distribution.is_main():
+        plot_losses(folder / "log.csv", folder / "loss.png")
     runs.export_preset(trainer, folder / "preset", run.build_task)
     return trainer, task
 
@@ -127,17 +137,21 @@ def reference_judge(config):
     return judge, judge.metrics
 
 
-def _callbacks(run, task, manager, log, start):
+def _callbacks(run, task, manager, start):
     config = run.config
-    progress = callbacks.Progress(config.steps)
-    tensorboard = callbacks.TensorBoardWriter(run.folder / "tensorboard", start)
+    shown, writers, tensorboard = [], [], None
+    if distribution.is_main():  # writes for all
+        progress = callbacks.Progress(config.steps)
+        tensorboard = callbacks.TensorBoardWriter(run.folder / "tensorboard", start)
+        shown, writers = [progress], [callbacks.CSVWriter(run.folder / "log.csv", start), tensorboard, progress]
     return [
-        callbacks.StepLog(config.log_every, config.global_batch_size, [log, tensorboard, progress]),
+        callbacks.StepLog(config.log_every, config.global_batch_size, writers),
         callbacks.StopOnNonFinite(),
         callbacks.Checkpoint(manager, config.ckpt_every),
         run.grid(task),
         *_evaluation(run, task, tensorboard, start),
-        progress,
+        *([Pulse(run.folder)] if distribution.job().process_count > 1 else []),
+        *shown,
     ]
 
 
@@ -147,17 +161,29 @@ def _evaluation(run, task, tensorboard, start):
     if not config.eval_every:
         return []
     judge, names, conditions = run.judge()
-    log = callbacks.CSVWriter(run.folder / "scores.csv", start, ("step", *names))
-    writers = [log, lambda row: tensorboard(row, "scores")]
+    writers = []
+    if distribution.is_main():
+        log = callbacks.CSVWriter(run.folder / "scores.csv", start, ("step", *names))
+        writers = [log, lambda row: tensorboard(row, "scores")]
     return [Evaluate(task, judge, conditions, config.eval_every, writers, **drawing(config))]
 
 
-def _say(run, trainer, start):
+def _say(text):
+    if distribution.is_main():
+        print(text)
+
+
+def _describe(run, trainer, start):
     config, data = run.config, run.data
-    print(
+    _say(
         f"{run.folder}: FCDM-{config.model}, {trainer.backbone.count_params():,} parameters, Keras {keras.__version__} "
         f"on {keras.backend.backend()}, {config.steps:,} steps of {config.global_batch_size} images"
         + (f", resumed at step {start:,}" if start else "")
     )
     side = config.image_size // data.autoencoder.downsampling_factor
-    print(f"data: {data.description}\n{describe_memory(config, side)}")
+    placed = distribution.job()
+    _say(f"data: {data.description}\ndevices: {distribution.describe()}")
+    _say(describe_memory(config, side, placed.data_parallel, placed.model_parallel))
+    if placed.model_parallel > 1:
+        held, whole = distribution.device_bytes([*trainer.variables, *trainer.optimizer.variables])
+        _say(f"weights, EMA and moments: {gib(held)} on each device, of {gib(whole)}")

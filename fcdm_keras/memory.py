@@ -27,7 +27,7 @@ class TrainingMemory:
         return fixed + (self.activations_checkpointed if checkpointed else self.activations)
 
 
-def training_memory(config, latent_side):
+def training_memory(config, latent_side, data_parallel=1, model_parallel=1):
     """An estimate for a `TrainConfig` on one device.
 
     Weights, gradients, moments and EMA are exact (float32). Activations are what the blocks keep for the backward pass;
@@ -36,6 +36,8 @@ def training_memory(config, latent_side):
     Args:
         config: a `TrainConfig`.
         latent_side: height and width of the latents.
+        data_parallel: devices, or groups of devices, that the batch is cut over.
+        model_parallel: devices that share one copy of the model, each with about its part.
 
     Returns:
         A `TrainingMemory`.
@@ -44,7 +46,8 @@ def training_memory(config, latent_side):
     parameters, _ = count(
         size, latent_side, latent_side, num_classes=config.num_classes, in_channels=config.latent_channels
     )
-    samples = config.global_batch_size // config.accumulation_steps
+    parameters //= model_parallel
+    samples = _samples(config, data_parallel)
     element = 4 if config.precision == "float32" else 2
     c, pixels = size.hidden_channels, latent_side**2
     widths = [(c, pixels), (2 * c, pixels // 4), (4 * c, pixels // 16), (2 * c, pixels // 4), (c, pixels)]
@@ -60,16 +63,21 @@ def training_memory(config, latent_side):
     )
 
 
-def describe_memory(config, latent_side):
-    """The estimate as text, for the terminal."""
-    memory = training_memory(config, latent_side)
+def describe_memory(config, latent_side, data_parallel=1, model_parallel=1):
+    """The estimate as text, for the terminal; arguments as in `training_memory`."""
+    memory = training_memory(config, latent_side, data_parallel, model_parallel)
     parts = ", ".join(f"{name} {gib(getattr(memory, name))}" for name in ("weights", "gradients", "optimizer", "ema"))
-    samples = config.global_batch_size // config.accumulation_steps
     return (
-        f"memory: {parts}; activations of {samples} samples about {gib(memory.activations)}, with "
+        f"memory: {parts}; "
+        f"activations of {_samples(config, data_parallel)} samples about {gib(memory.activations)}, with "
         f"--gradient-checkpointing {gib(memory.activations_checkpointed)}; in all about "
         f"{gib(memory.total(config.gradient_checkpointing))} on one device"
     )
+
+
+def _samples(config, data_parallel):
+    """Samples that a device works on at once."""
+    return config.global_batch_size // config.accumulation_steps // data_parallel
 
 
 def gib(size):

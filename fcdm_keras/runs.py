@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 from keras import ops
 
-from fcdm_keras import engine
+from fcdm_keras import distribution, engine
 from fcdm_keras.autoencoders import Identity, KLAutoencoder
 from fcdm_keras.backbone import FCDMBackbone
 from fcdm_keras.checkpoint import CheckpointManager
@@ -113,11 +113,14 @@ def export_preset(trainer, folder, build_task):
     trainer.ema.copy_to(backbone)
     for source, target in zip(trainer.backbone.non_trainable_variables, backbone.non_trainable_variables, strict=True):
         target.assign(ops.cast(source.value, target.dtype) * 1)
-    unfinished = folder.with_name(f".unfinished-{folder.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    build_task(backbone).save_to_preset(str(unfinished))
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    task = build_task(backbone)
+    with distribution.readable(task.variables):
+        if distribution.is_main():
+            unfinished = folder.with_name(f".unfinished-{folder.name}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            task.save_to_preset(str(unfinished))
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
 
 
 def load_task(source, autoencoder=None):

@@ -5,18 +5,21 @@
     python -m fcdm_keras.sample RUN --num-samples 50000 --labels random --output samples/ --npz --no-png
 
 Writes one PNG per image (unless --no-png), a grid, the settings, and with --npz all images as `arr_0` and their labels
-as `arr_1` of one file. Image i depends on the seed and i alone: not on the batch size, nor on what else is drawn. The
-same command goes on where it was stopped, or killed.
+as `arr_1` of one file. Image i depends on the seed and i alone: not on the batch size, the devices, nor on what else is
+drawn. All devices, and all processes of a job, share the work. The same command goes on where it was stopped.
 """
 
 import argparse
 import json
 import os
+import shutil
+import socket
 import sys
 from pathlib import Path
 
 from fcdm_keras.drawing import add_drawing_flags, check_drawing_flags
 from fcdm_keras.files import write_atomically
+from fcdm_keras.launch import add_device_flags, device_options
 
 GRID_LIMIT = 256  # images shown in the grid
 MAY_CHANGE = {"batch_size"}  # when drawing is resumed
@@ -31,6 +34,7 @@ def parse(arguments=None):
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--npz", action="store_true", help="also write samples.npz with arr_0, uint8 (N, H, W, C)")
     parser.add_argument("--png", action=argparse.BooleanOptionalAction, default=True, help="write one PNG per image")
+    add_device_flags(parser)
     options = parser.parse_args(arguments)
     check_drawing_flags(parser, options)
     if not (options.png or options.npz):
@@ -47,15 +51,15 @@ class PNGFolder:
     def path(self, index):
         return self.folder / f"{index:06d}.png"
 
-    def done(self, count):
-        return next((i for i in range(count) if not self.path(i).exists()), count)
+    def has(self, first, stop):
+        return all(self.path(i).exists() for i in range(first, stop))
 
     def write(self, first, drawn):
         from fcdm_keras import images
 
         for i, image in enumerate(drawn, first):
             if not self.path(i).exists():
-                temporary = self.folder / ".unfinished.png"
+                temporary = self.folder / f".unfinished-{_process()}.png"
                 images.to_pil(image).save(temporary)
                 os.replace(temporary, self.path(i))
 
@@ -70,24 +74,46 @@ class PNGFolder:
 
 
 class NpzFile:
-    """All images in one file, which has its name when it is whole."""
+    """All images in one file, which has its name when it is whole. Until then they lie in parts beside it."""
 
     def __init__(self, path, shape):
-        from fcdm_keras.npz import NpzWriter
-
         self.path = path
-        self.writer = None if path.exists() else NpzWriter(path, shape)
+        self.shape = shape
+        self.parts = path.with_name(path.name + ".parts")
+        if not path.exists():
+            self.parts.mkdir(exist_ok=True)
 
-    def done(self, count):
-        return self.writer.rows if self.writer else count
+    def has(self, first, stop):
+        return self.path.exists() or any(part.start <= first and stop <= part.stop for part in self._ranges())
 
     def write(self, first, drawn):
-        if self.writer and first + len(drawn) > self.writer.rows:
-            self.writer.append(drawn[self.writer.rows - first :])
+        import numpy as np
+
+        if not self.has(first, first + len(drawn)):
+            unfinished = self.parts / f".unfinished-{_process()}.npy"
+            np.save(unfinished, drawn)
+            os.replace(unfinished, self.parts / f"{first:09d}-{first + len(drawn):09d}.npy")
+
+    def _ranges(self):
+        """The images of each part, as a range, in order."""
+        names = sorted(file.stem.split("-") for file in self.parts.glob("[0-9]*.npy"))
+        return [range(int(first), int(stop)) for first, stop in names]
 
     def finish(self, labels):
-        if self.writer:
-            self.writer.finish(arr_1=labels)
+        import numpy as np
+
+        from fcdm_keras.npz import NpzWriter
+
+        if self.path.exists():
+            return
+        writer = NpzWriter(self.path, self.shape)
+        writer.truncate(0)
+        for part in self._ranges():
+            if part.start <= writer.rows < part.stop:
+                rows = np.load(self.parts / f"{part.start:09d}-{part.stop:09d}.npy")
+                writer.append(rows[writer.rows - part.start :])
+        writer.finish(arr_1=labels)
+        shutil.rmtree(self.parts)
 
     def first(self, count):
         from fcdm_keras.npz import NpzArray
@@ -97,11 +123,10 @@ class NpzFile:
 
 def draw(options, output):
     """Draws what is missing in the folder `output`. Returns the `Drawing`."""
-    import numpy as np
     from tqdm import tqdm
 
-    from fcdm_keras import images
-    from fcdm_keras.drawing import Drawing, parse_classes
+    from fcdm_keras import distribution
+    from fcdm_keras.drawing import Drawing
     from fcdm_keras.runs import load_task
 
     drawing = Drawing(load_task(options.source), options)
@@ -110,20 +135,46 @@ def draw(options, output):
     files = [PNGFolder(output)] if options.png else []
     if options.npz:
         files.append(NpzFile(output / "samples.npz", (len(drawing), *drawing.image_shape)))
-    done = min(file.done(len(drawing)) for file in files)
+    own = distribution.share(missing(files, drawing))
     interval = 0.2 if os.isatty(2) else 15
-    with tqdm(total=len(drawing), initial=done, desc="sampling", unit="image", mininterval=interval) as bar:
-        for first, drawn in drawing.batches(done) if done < len(drawing) else ():
+    with tqdm(total=len(own), desc="sampling", unit="batch", mininterval=interval) as bar:
+        for first, drawn in drawing.batches(own):
             for file in files:
                 file.write(first, drawn)
-            bar.update(first + len(drawn) - max(bar.n, first))
+            bar.update()
+    distribution.barrier()
+    if distribution.is_main():
+        finish(files, drawing, options, output)
+    return drawing
+
+
+def missing(files, drawing):
+    """Starts of the batches of which images are missing; the first process decides for all."""
+    from fcdm_keras import distribution
+
+    ends = [*drawing.starts()[1:], len(drawing)]
+    starts = [a for a, b in zip(drawing.starts(), ends) if not all(file.has(a, b) for file in files)]
+    return json.loads(distribution.gather_texts(json.dumps(starts))[0])
+
+
+def finish(files, drawing, options, output):
+    """Completes the files, and draws the grid."""
+    import numpy as np
+
+    from fcdm_keras import images
+    from fcdm_keras.drawing import parse_classes
+
     for file in files:
         file.finish(drawing.labels)
     shown = files[0].first(min(len(drawing), GRID_LIMIT))
     classes = parse_classes(options.classes, drawing.task.backbone.conditioning.num_classes)
     in_turn = options.label_order == "balanced" and len(classes) <= 16
     images.grid(shown, len(classes) if in_turn else int(np.ceil(len(shown) ** 0.5))).save(output / "grid.png")
-    return drawing
+
+
+def _process():
+    """A name that no other process writing to the same folder has."""
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def open_output(output, decisive, settings):
@@ -158,7 +209,15 @@ def main(arguments=None):
     output = Path(options.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        drawing = draw(options, output)
+        from fcdm_keras import distribution
+        from fcdm_keras.distribution.agreement import check_agreement, check_shared
+
+        with distribution.setup(**device_options(options)):
+            check_agreement(vars(options))
+            check_shared(output)
+            drawing = draw(options, output)
+            if not distribution.is_main():
+                return
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

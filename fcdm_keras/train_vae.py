@@ -17,6 +17,7 @@ stopped at any moment. The folder then holds
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ import sys
 import time
 
 from fcdm_keras.files import write_atomically
+from fcdm_keras.launch import add_device_flags, device_options
 from fcdm_keras.vae_config import add_flags, config_from_flags, open_folder
 
 FIELDS = ("step", "loss", "reconstruction", "kl", "images_per_second")
@@ -41,9 +43,10 @@ def parse(arguments=None):
     )
     add_flags(parser)
     parser.add_argument("--output", required=True, help="folder of the run")
+    add_device_flags(parser)
     options = parser.parse_args(arguments)
     try:
-        return config_from_flags(options), options.output
+        return config_from_flags(options), options
     except ValueError as error:
         parser.error(str(error))
 
@@ -90,11 +93,13 @@ def draw_grid(autoencoder, held_out, folder):
     """Writes `reconstructions.png`: rows of held-out images, each above the row of their reconstructions."""
     import numpy as np
 
-    from fcdm_keras import images
+    from fcdm_keras import distribution, images
     from fcdm_keras.evaluation.reconstruction import reconstruct
 
     shown = held_out[:: max(1, len(held_out) // SHOWN)][:SHOWN]
     decoded = reconstruct(autoencoder, shown)
+    if not distribution.is_main():
+        return
     columns = min(COLUMNS, len(shown))
     rows = [part[start : start + columns] for start in range(0, len(shown), columns) for part in (shown, decoded)]
     rows = [np.concatenate([row, np.full((columns - len(row), *row.shape[1:]), 255, "uint8")]) for row in rows]
@@ -106,22 +111,24 @@ def train(config, folder, images, held_out):
     """Trains to the last step, resuming what is in `folder`. Returns the autoencoder with the averaged weights."""
     import keras
 
-    from fcdm_keras import callbacks
+    from fcdm_keras import callbacks, distribution, engine
     from fcdm_keras.checkpoint import CheckpointManager
     from fcdm_keras.data.crops import crop_batches
     from fcdm_keras.plots import plot_losses
 
+    distribution.check_batch(config.batch_size, config.accumulation_steps)
     manager = CheckpointManager(folder / "checkpoints", keep_last=2)
     trainer = build_trainer(config)
     start = manager.restore(trainer) or 0
     average = averaged(trainer)
-    print(
+    main = distribution.is_main()
+    say = print if main else lambda text: None
+    say(
         f"{folder}: autoencoder of factor {config.downsampling_factor}, {trainer.autoencoder.count_params():,} "
         f"parameters, {len(images):,} images of {config.source}, {len(held_out):,} crops held out, Keras "
         f"{keras.__version__} on {keras.backend.backend()}, {config.steps:,} steps of {config.batch_size} crops"
         + (f", resumed at step {start:,}" if start else "")
     )
-    log = callbacks.CSVWriter(folder / "log.csv", start, FIELDS)
 
     class Grid(callbacks.StepCallback):
         def on_step(self, logs):
@@ -130,21 +137,25 @@ def train(config, folder, images, held_out):
                 draw_grid(average, held_out, folder)
 
     if start < config.steps:
-        progress = callbacks.Progress(config.steps)
+        shown = [callbacks.Progress(config.steps)] if main else []
+        writers = [callbacks.CSVWriter(folder / "log.csv", start, FIELDS), *shown] if main else []
+        rows = distribution.batch_rows(config.batch_size)
+        batches = crop_batches(images, config.image_size, config.batch_size, config.steps, config.seed, start, rows)
         trainer.fit(
-            crop_batches(images, config.image_size, config.batch_size, config.steps, config.seed, start),
+            engine.feed(batches),
             steps_per_epoch=config.steps - start,
             verbose=0,
             shuffle=False,
             callbacks=[
-                callbacks.StepLog(config.log_every, config.batch_size, [log, progress]),
+                callbacks.StepLog(config.log_every, config.batch_size, writers),
                 callbacks.StopOnNonFinite(),
                 callbacks.Checkpoint(manager, config.ckpt_every),
                 Grid(),
-                progress,
+                *shown,
             ],
         )
-    plot_losses(folder / "log.csv", folder / "loss.png", CURVES)
+    if main:
+        plot_losses(folder / "log.csv", folder / "loss.png", CURVES)
     trainer.ema.copy_to(average)
     return average
 
@@ -153,17 +164,19 @@ def export(config, autoencoder, folder, images, held_out):
     """Measures, sets scale and shift, writes the autoencoder, grid and scores. Returns the scores."""
     import numpy as np
 
+    from fcdm_keras import distribution
     from fcdm_keras.data.crops import RandomCrops
     from fcdm_keras.evaluation.reconstruction import latent_moments, psnr, reconstruct
 
     crops = RandomCrops(images, config.image_size, MEASURED, 1, config.seed)[0]["images"]
     mean, std = latent_moments(autoencoder, crops)
     autoencoder.scaling_factor, autoencoder.shift_factor = 1.0 / std, mean
-    autoencoder.save_diffusers(folder / ".unfinished-vae")
-    shutil.rmtree(folder / "vae", ignore_errors=True)
-    os.replace(folder / ".unfinished-vae", folder / "vae")
-    autoencoder.save(folder / ".unfinished.keras")
-    os.replace(folder / ".unfinished.keras", folder / "autoencoder.keras")
+    if distribution.is_main():
+        autoencoder.save_diffusers(folder / ".unfinished-vae")
+        shutil.rmtree(folder / "vae", ignore_errors=True)
+        os.replace(folder / ".unfinished-vae", folder / "vae")
+        autoencoder.save(folder / ".unfinished.keras")
+        os.replace(folder / ".unfinished.keras", folder / "autoencoder.keras")
     draw_grid(autoencoder, held_out, folder)
     scores = {
         "steps": config.steps,
@@ -176,24 +189,41 @@ def export(config, autoencoder, folder, images, held_out):
         "shift_factor": autoencoder.shift,
         "weights_hash": autoencoder.weights_hash(),
     }
-    write_atomically(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
+    if distribution.is_main():
+        write_atomically(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
+    distribution.barrier()  # behind it, the files are there for every process
     return scores
+
+
+def run(config, folder):
+    """Trains and exports. Returns the scores."""
+    from fcdm_keras import distribution
+    from fcdm_keras.data.crops import open_images
+    from fcdm_keras.distribution.agreement import check_agreement, check_shared
+
+    check_agreement(dataclasses.asdict(config))
+    check_shared(folder)
+    say = print if distribution.is_main() else lambda text: None
+    images, held_out, notes = open_images(config.source, config.image_size, config.resize)
+    for note in notes:
+        say(f"note: {note}")
+    autoencoder = train(config, folder, images, held_out)
+    for file, reason in getattr(images, "skipped", {}).items():
+        say(f"note: {file} was left out: {reason}")
+    return export(config, autoencoder, folder, images, held_out)
 
 
 def main(arguments=None):
     began = time.perf_counter()
-    config, output = parse(arguments)
+    config, options = parse(arguments)
     try:
-        folder = open_folder(output, config)
-        from fcdm_keras.data.crops import open_images
+        folder = open_folder(options.output, config)
+        from fcdm_keras import distribution
 
-        images, held_out, notes = open_images(config.source, config.image_size, config.resize)
-        for note in notes:
-            print(f"note: {note}")
-        autoencoder = train(config, folder, images, held_out)
-        for file, reason in getattr(images, "skipped", {}).items():
-            print(f"note: {file} was left out: {reason}")
-        scores = export(config, autoencoder, folder, images, held_out)
+        with distribution.setup(**device_options(options)):
+            scores = run(config, folder)
+            if not distribution.is_main():
+                return
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

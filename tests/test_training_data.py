@@ -163,7 +163,7 @@ def test_the_number_of_classes_is_read_from_the_store(store, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     import train_imagenet
 
-    config = train_imagenet.parse(["--recipe=imagenet256-s", "--image-size=32", f"--latents={store}"])
+    config, _ = train_imagenet.parse(["--recipe=imagenet256-s", "--image-size=32", f"--latents={store}"])
     assert config.num_classes == 3 and RECIPES["imagenet256-s"].num_classes == 1000
 
 

@@ -97,14 +97,16 @@ class RandomCrops:
         batch_size: crops per batch, B.
         steps: number of batches.
         seed: integer seed.
+        rows: which crops of each batch to make, a range; default all. Processes of one job make different ones.
     """
 
-    def __init__(self, images, size, batch_size, steps, seed):
+    def __init__(self, images, size, batch_size, steps, seed, rows=None):
         self.images = images
         self.size = size
         self.batch_size = batch_size
         self.steps = steps
         self.seed = seed
+        self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 
     def __len__(self):
         return self.steps
@@ -114,16 +116,16 @@ class RandomCrops:
         chosen = generator.integers(len(self.images), size=self.batch_size)
         draws = generator.random((self.batch_size, 3))
         crops = []
-        for image, (*place, mirror) in zip((self.images[int(i)] for i in chosen), draws):
+        for image, (*place, mirror) in zip((self.images[int(i)] for i in chosen[self._rows]), draws[self._rows]):
             corner = [int(share * (side - self.size + 1)) for share, side in zip(place, image.shape)]
             crop = _cut(image, self.size, corner)
             crops.append(crop[:, ::-1] if mirror < 0.5 else crop)
         return {"images": np.stack(crops)}
 
 
-def crop_batches(images, size, batch_size, steps, seed, start=0):
+def crop_batches(images, size, batch_size, steps, seed, start=0, rows=None):
     """A Grain data set of batches `start … steps − 1` of `{"images"}`, uint8 `(B, size, size, 3)`."""
-    return grain.MapDataset.source(RandomCrops(images, size, batch_size, steps, seed))[start:]
+    return grain.MapDataset.source(RandomCrops(images, size, batch_size, steps, seed, rows))[start:]
 
 
 def _cut(image, size, corner):

@@ -119,7 +119,7 @@ class StoreEncoder:
                         f"Shard {index} could not be written to {self.folder} ({error.strerror or error}). Finished "
                         "shards are kept; make room and run the same command again."
                     ) from None
-        return self._finish()
+        return self.finish()
 
     def _range(self, index):
         return range(len(self.source))[index * self.shard_size : (index + 1) * self.shard_size]
@@ -170,7 +170,8 @@ class StoreEncoder:
         files = (self._sidecar(i) for i in range(self.num_shards))
         return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
 
-    def _finish(self):
+    def finish(self):
+        """Writes the metadata if no shard is missing; returns what `run` does."""
         entries = self._entries()
         if len(entries) < self.num_shards:
             return None

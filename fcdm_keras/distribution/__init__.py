@@ -23,7 +23,8 @@ import keras
 import numpy as np
 
 import fcdm_keras.hub  # noqa: F401  (hides TensorFlow's GPUs under other backends)
-from fcdm_keras.distribution import launch, watch
+from fcdm_keras import launch
+from fcdm_keras.distribution import watch
 
 on_backend = importlib.import_module(f"fcdm_keras.distribution.on_{keras.backend.backend()}")
 
@@ -191,6 +192,21 @@ def check_batch(global_batch_size, accumulation_steps=1):
         )
 
 
+def check_model(hidden_channels):
+    """Raises ValueError unless a backbone of this width can be cut over the devices that share one copy of it."""
+    if hidden_channels % (2 * job().model_parallel):
+        raise ValueError(
+            f"--model-parallel {job().model_parallel} must divide half the model's width, {hidden_channels} / 2."
+        )
+
+
+def alone(command):
+    """Raises ValueError if this process is one of several, which `command` cannot make use of."""
+    name = launch.launcher(keras.backend.backend())
+    if name:
+        raise ValueError(f"{command} runs in one process, and this one was started by {name}: start it plainly.")
+
+
 def batch_rows(global_batch_size):
     """Which rows of the global batch this process reads, as a range; `check_batch` has been called."""
     placed = job()
@@ -231,12 +247,35 @@ def gather_texts(text):
     return [part.tobytes().decode() for part in np.split(gather(data), ends[:-1])]
 
 
+def agree(what, value):
+    """Raises ValueError unless `value`, of which `what` is the name, is the same in every process."""
+    values = gather_texts(str(value))
+    if len(set(values)) > 1:
+        listed = ", ".join(f"{other} in process {index}" for index, other in enumerate(values))
+        raise ValueError(f"The processes of this job disagree on the {what}: {listed}. Do they share the run folder?")
+
+
+def readable(variables):
+    """A context in which this process can read the variables whole, also those that are cut over several processes.
+
+    All processes must enter it together.
+    """
+    if job().process_count == 1 or job().model_parallel == 1:
+        return contextlib.nullcontext()
+    return on_backend.readable(variables)
+
+
+def device_bytes(variables):
+    """Bytes of the variables that one device holds, and of all of them (JAX)."""
+    return on_backend.device_bytes(variables)
+
+
 def host_arrays(values):
     """Variables or tensors as NumPy arrays. With several processes, all must call this together."""
     return on_backend.host_arrays(values)
 
 
 __all__ = [
-    "Job", "barrier", "batch_rows", "check_batch", "describe", "gather", "gather_texts", "host_arrays", "is_main",
-    "job", "setup", "share",
+    "Job", "agree", "alone", "barrier", "batch_rows", "check_batch", "check_model", "describe", "device_bytes",
+    "gather", "gather_texts", "host_arrays", "is_main", "job", "readable", "setup", "share",
 ]  # fmt: skip

@@ -1,12 +1,14 @@
 """JAX: one process drives all devices of its host; Keras's `DataParallel` and `ModelParallel` place the arrays."""
 
+import contextlib
+
 import jax
 import keras
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fcdm_keras.distribution import launch
+from fcdm_keras import launch
 from fcdm_keras.distribution.layout import layout_map
 
 BATCH, MODEL = "batch", "model"
@@ -65,6 +67,21 @@ def host_arrays(values):
     return [
         np.asarray(v if v.is_fully_addressable or v.is_fully_replicated else _collected(v)) for v in map(_plain, values)
     ]
+
+
+@contextlib.contextmanager
+def readable(variables):
+    """The variables hold whole values, collected from all processes, in this host's memory."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        values = host_arrays(variables)
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            yield
+
+
+def device_bytes(variables):
+    """Bytes of the variables that this process's first device holds, and of all of them."""
+    values = [variable.value for variable in variables]
+    return sum(value.addressable_shards[0].data.nbytes for value in values), sum(value.nbytes for value in values)
 
 
 def local_arrays(values):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fcdm_keras.distribution import launch
+from fcdm_keras import launch
 
 _strategy = None  # made by `connect` where there are several processes, for it must come before any other operation
 

@@ -1,6 +1,8 @@
 """Scores while training: a few images drawn from the EMA weights every N steps."""
 
+from fcdm_keras import distribution
 from fcdm_keras.callbacks import StepCallback
+from fcdm_keras.drawing import draw_together
 
 
 class Evaluate(StepCallback):
@@ -28,7 +30,8 @@ class Evaluate(StepCallback):
 
     def on_step(self, logs):
         if self.due(self.every):
-            drawn = self.task.generate(self.labels, weights=self.model.ema.values(), **self.options)
-            row = {"step": self.step, **self.judge(drawn, self.labels)}
-            for writer in self.writers:
-                writer(row)
+            drawn = draw_together(self.task, self.labels, weights=self.model.ema.values(), **self.options)
+            if distribution.is_main():
+                row = {"step": self.step, **self.judge(drawn, self.labels)}
+                for writer in self.writers:
+                    writer(row)
