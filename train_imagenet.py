@@ -93,6 +93,7 @@ def score(config, trainer, task):
     """Draws digits with the EMA weights and scores them."""
     import numpy as np
 
+    from fcdm_keras import distribution
     from fcdm_keras.drawing import draw_together
     from fcdm_keras.evaluation.digits import score_digits
     from fcdm_keras.fitting import sampling_options
@@ -104,7 +105,7 @@ def score(config, trainer, task):
         seed=(config.seed + 1) % 2**64,
         batch_size=100,
         weights=trainer.ema.values(),
-        verbose=True,
+        verbose=distribution.is_main(),
         **sampling_options(config),
     )
     return score_digits(drawn, labels)

@@ -80,16 +80,23 @@ class CheckpointManager:
             OSError: the disk is full or read-only; earlier checkpoints are untouched.
         """
         step = trainer.steps_done
-        with distribution.readable([*trainer.variables, *trainer.optimizer.variables]):
+        with distribution.readable([*_saved_variables(trainer), *trainer.metrics_variables]):
             _check_finite(trainer, step)
-            return self._write(trainer, step) if distribution.is_main() else self.path(step)
+            unfinished = self.folder / f"{_UNFINISHED}{step:09d}"
+            distribution.write_once(lambda folder: self._save_weights(trainer, folder, step), unfinished)
+        if distribution.is_main():
+            self._finish(trainer, unfinished, step)
+        return self.path(step)
 
-    def _write(self, trainer, step):
-        unfinished, final = self.folder / f"{_UNFINISHED}{step:09d}", self.path(step)
-        try:
-            unfinished.mkdir(exist_ok=True)
-            _reserve(unfinished / WEIGHTS, trainer)
-            trainer.save_weights(unfinished / WEIGHTS)
+    def _save_weights(self, trainer, folder, step):
+        with self._explained(folder, step):
+            folder.mkdir(exist_ok=True)
+            _reserve(folder / WEIGHTS, trainer)
+            trainer.save_weights(folder / WEIGHTS)
+
+    def _finish(self, trainer, unfinished, step):
+        final = self.path(step)
+        with self._explained(unfinished, step):
             _sync(unfinished / WEIGHTS)
             manifest = {
                 "step": step,
@@ -104,6 +111,12 @@ class CheckpointManager:
             self._remove(step)
             unfinished.rename(final)
             _sync(self.folder)
+        self._prune(step)
+
+    @contextlib.contextmanager
+    def _explained(self, unfinished, step):
+        try:
+            yield
         except (OSError, RuntimeError) as error:  # h5py raises either
             shutil.rmtree(unfinished, ignore_errors=True)
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
@@ -111,8 +124,6 @@ class CheckpointManager:
                 f"The checkpoint of step {step} could not be written to {self.folder} ({reason}). "
                 f"Earlier checkpoints are untouched: {self.steps() or 'none'}."
             ) from None
-        self._prune(step)
-        return final
 
     def restore(self, trainer):
         """Loads the newest whole checkpoint into a compiled `trainer`.

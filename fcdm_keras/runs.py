@@ -115,12 +115,13 @@ def export_preset(trainer, folder, build_task):
         target.assign(ops.cast(source.value, target.dtype) * 1)
     task = build_task(backbone)
     with distribution.readable(task.variables):
+        unfinished = folder.with_name(f".unfinished-{folder.name}")
         if distribution.is_main():
-            unfinished = folder.with_name(f".unfinished-{folder.name}")
             shutil.rmtree(unfinished, ignore_errors=True)
-            task.save_to_preset(str(unfinished))
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
+        distribution.write_once(lambda path: task.save_to_preset(str(path)), unfinished)
+    if distribution.is_main():
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
 
 
 def load_task(source, autoencoder=None):

@@ -1,6 +1,7 @@
 """What all trainers share: one optimizer step on a batch, EMA, metrics, and randomness that follows from the step."""
 
 import keras
+from keras import ops
 
 from fcdm_keras import distribution, engine, randomness
 from fcdm_keras.ema import EMA
@@ -57,20 +58,19 @@ class StepTrainer(engine.TrainStep, keras.Model):
     def metrics(self):
         return list(self._means.values())
 
+    def check_divisible(self, batch):
+        """Raises ValueError unless a batch can be cut into `accumulation_steps` equal parts, as far as is known."""
+        size = next(iter(batch.values())).shape[0]
+        if size is not None and size % self.accumulation_steps:
+            raise ValueError(
+                f"The batch size must be divisible by accumulation_steps={self.accumulation_steps}. Received: {size}"
+            )
+
     def micro_batches(self, batch):
         """The batch cut into `accumulation_steps` equal parts."""
-        if self.accumulation_steps == 1:
-            yield batch
-            return
-        size = next(iter(batch.values())).shape[0]
-        if size is None or size % self.accumulation_steps:
-            raise ValueError(
-                f"The batch size must be known and divisible by accumulation_steps={self.accumulation_steps}. "
-                f"Received: {size}"
-            )
-        part = size // self.accumulation_steps
-        for start in range(0, size, part):
-            yield {name: value[start : start + part] for name, value in batch.items()}
+        self.check_divisible(batch)
+        parts = {name: ops.split(value, self.accumulation_steps) for name, value in batch.items()}
+        return [dict(zip(parts, values)) for values in zip(*parts.values())]
 
     def finish_step(self, losses):
         """After the optimizer: counts the step, moves the EMA, adds to the metrics. Returns the logs."""

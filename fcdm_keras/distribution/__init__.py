@@ -124,17 +124,17 @@ def _connect(launcher, timeout):
         return on_backend.connect("", timeout, HEARTBEAT_SECONDS)
     names = ("JAX_COORDINATOR_ADDRESS", "MASTER_ADDR", "MASTER_PORT", "TF_CONFIG", "SLURM_JOB_NODELIST")
     where = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
-    message = (
-        f"the processes of this job ({launcher}: {where}) had not found each other after {timeout} s. Check that all "
-        "were started, with the same backend and number of processes, that the address is the first one's, and that "
-        "its port is free and reachable; --connect-timeout waits longer."
+    job_text = f"the processes of this job ({launcher}: {where})"
+    advice = (
+        "Check that all were started, with the same backend and number of processes, that the address is the first "
+        "one's, and that its port is free and reachable; --connect-timeout waits longer."
     )
-    with watch.deadline(timeout, message):
+    with watch.deadline(timeout, f"{job_text} had not found each other after {timeout} s. {advice}"):
         try:
             return on_backend.connect(launcher, timeout, HEARTBEAT_SECONDS)
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise OSError(f"{message[0].upper()}{message[1:]} The engine says: {reason}") from None
+            raise OSError(f"{job_text} cannot connect ({reason}). {advice}") from None
 
 
 def _used_devices(asked, model_parallel, process_count):
@@ -260,9 +260,15 @@ def readable(variables):
 
     All processes must enter it together.
     """
-    if job().process_count == 1 or job().model_parallel == 1:
-        return contextlib.nullcontext()
-    return on_backend.readable(variables)
+    return contextlib.nullcontext() if job().process_count == 1 else on_backend.readable(variables)
+
+
+def write_once(write, folder):
+    """Lets the first process call `write(folder)`, and the others do what its engine needs for that."""
+    if is_main():
+        write(folder)
+    else:
+        on_backend.accompany(write)
 
 
 def device_bytes(variables):
@@ -277,5 +283,5 @@ def host_arrays(values):
 
 __all__ = [
     "Job", "agree", "alone", "barrier", "batch_rows", "check_batch", "check_model", "describe", "device_bytes",
-    "gather", "gather_texts", "host_arrays", "is_main", "job", "readable", "setup", "share",
+    "gather", "gather_texts", "host_arrays", "is_main", "job", "readable", "setup", "share", "write_once",
 ]  # fmt: skip

@@ -1,5 +1,9 @@
 """TensorFlow: `MirroredStrategy` on one host, `MultiWorkerMirroredStrategy` on several."""
 
+import contextlib
+import tempfile
+from pathlib import Path
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -56,18 +60,33 @@ def barrier():
 def gather(array):
     """Every process's `array` (all of one shape), stacked by process."""
     array = np.ascontiguousarray(array)
+    sent = array.astype(np.int32) if array.dtype.itemsize < 4 else array  # its collectives know no bytes
     replicas = len(_strategy.extended.worker_devices)
 
     def collect():
-        return tf.distribute.get_replica_context().all_gather(tf.constant(array)[None], axis=0)
+        return tf.distribute.get_replica_context().all_gather(tf.constant(sent)[None], axis=0)
 
     every = _strategy.experimental_local_results(_strategy.run(tf.function(collect)))[0].numpy()
-    return every[::replicas]
+    return every[::replicas].astype(array.dtype)
 
 
 def host_arrays(values):
     """Tensors or variables as NumPy arrays."""
     return [np.asarray((v.value if isinstance(v, keras.Variable) else v).numpy()) for v in values]
+
+
+def readable(variables):
+    """Every process has them whole."""
+    return contextlib.nullcontext()
+
+
+def accompany(write):
+    """Writes what the first process writes, to a folder that is thrown away.
+
+    Keras's saving makes variables and reads metrics, for which TensorFlow needs all processes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
 
 
 def local_replicas():

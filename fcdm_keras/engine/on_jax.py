@@ -50,6 +50,7 @@ class TrainStep:
         """Mean gradients over the micro-batches, in one loop, and the losses of all samples."""
         if self.accumulation_steps == 1:
             return gradients_of(trainable, batch)
+        self.check_divisible(batch)
         stacked = jax.tree.map(self._stacked, batch)
 
         def add(total, micro_batch):

@@ -1,0 +1,78 @@
+"""How a process of a job finds out that it is one."""
+
+import argparse
+import json
+
+import pytest
+
+from fcdm_keras import launch
+
+pytestmark = pytest.mark.no_backend
+
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+JAX = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+CLUSTER = {"cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"]}, "task": {"type": "worker", "index": 1}}
+TF_CONFIG = {"TF_CONFIG": json.dumps(CLUSTER)}
+SRUN = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch", "tensorflow"])
+def test_a_process_alone_has_no_launcher(backend):
+    for environment in ({}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}):
+        assert launch.launcher(backend, environment) == ""
+
+
+@pytest.mark.parametrize(
+    ("backend", "environment", "name"),
+    [
+        ("torch", TORCHRUN, launch.TORCHRUN),
+        ("torch", {"TORCHELASTIC_RUN_ID": "x"}, launch.TORCHRUN),
+        ("torch", {**TORCHRUN, **SRUN}, launch.TORCHRUN),
+        ("jax", JAX, launch.JAX_VARIABLES),
+        ("jax", SRUN, launch.SLURM),
+        ("jax", {"OMPI_COMM_WORLD_SIZE": "2"}, launch.OPEN_MPI),
+        ("jax", POD, launch.KUBERNETES),
+        ("tensorflow", TF_CONFIG, launch.TF_CONFIG),
+        ("tensorflow", {**TF_CONFIG, **SRUN}, launch.TF_CONFIG),
+        ("tensorflow", {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, launch.SLURM),
+    ],
+)
+def test_every_engine_knows_its_launchers(backend, environment, name):
+    assert launch.launcher(backend, environment) == name
+
+
+@pytest.mark.parametrize(
+    ("backend", "environment", "message"),
+    [
+        ("jax", TORCHRUN, "started by torchrun, which starts no processes of KERAS_BACKEND=jax: set JAX_COORD.*=torch"),
+        ("tensorflow", TORCHRUN, "started by torchrun.*set TF_CONFIG"),
+        ("torch", JAX, "started by JAX_COORDINATOR_ADDRESS.*start it with `torchrun.*set KERAS_BACKEND=jax"),
+        ("torch", SRUN, "started by SLURM.*`srun torchrun …`"),
+        ("torch", TF_CONFIG, "KERAS_BACKEND=tensorflow"),
+        ("jax", {**JAX, "JAX_PROCESS_ID": "2"}, r"JAX_PROCESS_ID in \[0, N − 1\]. Received: .*JAX_PROCESS_ID='2'"),
+        ("jax", {"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS=''"),
+        ("jax", {**JAX, "JAX_COORDINATOR_ADDRESS": "host"}, "must be the host:port"),
+        ("tensorflow", {"TF_CONFIG": "{"}, "TF_CONFIG must look like .*Received: '{'"),
+        ("tensorflow", {"TF_CONFIG": '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}'}, "look"),
+    ],
+)
+def test_other_launchers_and_broken_variables_are_refused(backend, environment, message):
+    with pytest.raises(ValueError, match=message):
+        launch.launcher(backend, environment)
+
+
+def test_places_of_processes():
+    assert launch.tf_config(TF_CONFIG) == (2, 3)
+    assert launch.jax_variables(JAX) == ("10.0.0.1:1234", 2, 1)
+
+
+def test_flags_of_devices(capsys):
+    parser = argparse.ArgumentParser()
+    launch.add_device_flags(parser, model_parallel=True)
+    options = parser.parse_args(["--devices", "2"])
+    assert launch.device_options(options) == {"devices": 2, "model_parallel": 1, "connect_timeout": 50}
+    for flag in ("--devices=0", "--model-parallel=-1", "--connect-timeout=soon"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([flag])
+        assert "expected a positive integer. Received: " in capsys.readouterr().err
