@@ -12,12 +12,13 @@ train: .venv/installed
 test: test-jax test-torch test-tensorflow
 
 # One thread for each worker: two OpenMP pools on two cores wait for each other most of the time.
+# Tests of a file share what they compile, so a file stays with one worker; the longest come first (conftest.py).
 # Many tests, and the processes that they start, compile the same programs on JAX.
 test-jax test-torch test-tensorflow: export OMP_NUM_THREADS := 1
 test-jax test-torch test-tensorflow: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.pytest_cache/jax
 test-jax test-torch test-tensorflow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.5
 test-jax test-torch test-tensorflow: test-%: .venv/installed
-	KERAS_BACKEND=$* $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(if $(filter jax,$*),,-m "not no_backend")
+	KERAS_BACKEND=$* $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(if $(filter jax,$*),,-m "not no_backend")
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -8,6 +8,16 @@ import numpy as np
 import pytest
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+VAE = GOLDEN / "vae"
+
+
+# Files that take longest, in this order: they start first, so that the workers finish together.
+LONGEST = ("trainer", "resume", "train_vae", "golden", "training_data", "autoencoders", "tasks", "sample", "imports")
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +39,14 @@ def golden():
 @pytest.fixture(scope="session")
 def golden_checkpoint():
     return str(GOLDEN / "fcdm" / "fcdm_checkpoint.pt")
+
+
+@pytest.fixture(scope="session")
+def vae():
+    """The reference autoencoder, see `tests/golden/README.md`."""
+    from fcdm_keras.autoencoders import KLAutoencoder
+
+    return KLAutoencoder.from_diffusers(VAE)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from fcdm_keras.autoencoders import KLAutoencoder
 from fcdm_keras.backbone import FCDMBackbone
+
+SMALL_AUTOENCODER = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
 
 
 def nhwc(array):
@@ -28,6 +31,16 @@ def tiny_backbone(depths=(1, 1, 1, 1, 1), **options):
     for variable in backbone.trainable_variables:
         variable.assign(0.2 * generator.standard_normal(variable.shape, dtype="float32"))
     return backbone
+
+
+def small_autoencoder(**options):
+    """A small autoencoder in which no weight is zero."""
+    keras.utils.set_random_seed(0)
+    autoencoder = KLAutoencoder(**{**SMALL_AUTOENCODER, **options})
+    generator = np.random.default_rng(0)
+    for variable in autoencoder.weights:
+        variable.assign(variable + 0.1 * generator.standard_normal(variable.shape, dtype="float32"))
+    return autoencoder
 
 
 def inputs(batch=2, height=8, width=8, channels=2, seed=1):

@@ -124,7 +124,7 @@ def test_scores_do_not_depend_on_the_batch_size_and_compressed_files_are_read(tm
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preset")
-    ClassToImage(tiny_backbone((1, 0, 0, 0, 0), in_channels=3), image_size=8).save_to_preset(str(folder))
+    ClassToImage(tiny_backbone((0, 0, 0, 0, 0), in_channels=3), image_size=8).save_to_preset(str(folder))
     return folder
 
 
