@@ -266,7 +266,8 @@ def readable(variables):
 def write_once(write, folder):
     """Lets the first process call `write(folder)`, and the others do what its engine needs for that."""
     if is_main():
-        write(folder)
+        with on_backend.writing():
+            write(folder)
     else:
         on_backend.accompany(write)
 

@@ -81,6 +81,17 @@ def readable(variables):
             yield
 
 
+@contextlib.contextmanager
+def writing():
+    """Keras's saving makes variables; they must not be placed on the devices of processes that make none."""
+    placed = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(placed)
+
+
 def accompany(write):
     pass
 

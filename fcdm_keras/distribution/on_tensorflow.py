@@ -80,6 +80,10 @@ def readable(variables):
     return contextlib.nullcontext()
 
 
+def writing():
+    return contextlib.nullcontext()
+
+
 def accompany(write):
     """Writes what the first process writes, to a folder that is thrown away.
 
