@@ -262,7 +262,7 @@ def test_a_process_alone_says_that_the_others_are_missing():
     place = list(places())[1]
     began = time.monotonic()
     output, status = finished(start("fcdm_keras.sample", "x", "--output=/tmp/x", "--connect-timeout=5", **place), 120)
-    assert status == 1 and "error: " in output and "Check that all were started" in output, output
+    assert status != 0 and "error: " in output and "Check that all were started" in output, output
     assert time.monotonic() - began < 60
 
 
@@ -363,4 +363,4 @@ def test_a_stall_is_reported_and_a_beat_is_not(capsys):
 def test_a_deadline_ends_the_process():
     program = "from fcdm_keras.distribution import watch; import time\nwith watch.deadline(0.2, 'late'): time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "error: late" in done.stderr
+    assert done.returncode == -signal.SIGKILL and done.stderr.endswith("error: late\n")
