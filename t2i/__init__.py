@@ -1,0 +1,1 @@
+"""Text to image: the backbone of `fcdm_keras`, conditioned on a text encoder's pooled embedding (paper, appendix H)."""
