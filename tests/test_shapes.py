@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -24,8 +25,9 @@ from t2i.shapes import (
     score,
 )
 from t2i.shapes.data import ShapesSource, probe
+from t2i.shapes.report import compare_null, describe, probes, score_model
 from t2i.shapes.scenes import Item, Scene
-from t2i.shapes.scoring import judge
+from t2i.shapes.scoring import SCORES, judge
 
 pytestmark = pytest.mark.no_backend
 COUNT = 300
@@ -225,6 +227,53 @@ def test_a_probe_is_of_its_split():
     assert len(asked.scenes) == len(asked.captions) == 20
     assert all(caption in captions(one) for one, caption in zip(asked.scenes, asked.captions))
     assert all(any((i.colour, i.shape) in HELD_OUT for i in one.items) for one in asked.scenes)
+
+
+def letters(texts):
+    """Embeddings that tell captions apart."""
+    return np.array([[text.count(letter) for letter in "abcdefghij"] for text in texts], np.float32)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return ShapesSource(letters, num_captions=60)
+
+
+@pytest.fixture(scope="module")
+def perfect(source):
+    """A model that knows all scenes, but draws another picture where guidance is 1, and captions it does not know."""
+    asked = [scene for part in probes(source, 12).values() for scene in part.scenes]
+    known = {text: scene for scene in asked for text in captions(scene)}
+
+    def draw(texts, guidance_scale):
+        others = [random_scene(9, index) for index in range(len(texts))]
+        return draw_all([other if guidance_scale == 1 else known[text] for text, other in zip(texts, others)])
+
+    return draw
+
+
+def test_a_perfect_model_scores_perfectly(source, perfect):
+    scores, picture = score_model(perfect, source, 2.0, count=12, scales=(1.0, 3.0), curve_count=6)
+    kinds = ("seen", "heldout", "seen_two", "heldout_two")
+    assert all(scores[f"{name}_accuracy_{kind}"] == 1 for name in SCORES for kind in kinds)
+    assert scores["checker_accuracy_real"] == 1 and scores["null_scenes"] == 1
+    weak, strong = scores["guidance"]
+    assert (weak["scale"], strong["scale"]) == (1, 3)
+    for kind in kinds:
+        assert weak[f"caption_accuracy_{kind}"] < 0.5 and strong[f"caption_accuracy_{kind}"] == 1
+    assert picture.width > 8 * 128 and picture.height > 5 * 128
+    table = describe(scores)
+    assert "caption                  100.0          100.0          100.0          100.0" in table
+    json.dumps(scores, allow_nan=False)
+
+
+def test_pictures_without_prompt_are_compared_with_the_whole_set(pictures):
+    same = compare_null(pictures[:150], pictures[150:])
+    assert same["null_scenes"] == 1 and same["null_distance"] < 0.2
+    one = compare_null(np.repeat(pictures[:1], 50, axis=0), pictures)  # the same picture again and again
+    assert one["null_distance"] > 0.6
+    blank = compare_null(np.full((5, 32, 32, 3), 255, np.uint8), pictures)
+    assert blank == {"null_scenes": 0.0, "null_distance": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 from t2i.shapes.reading import place_of, read
 
 ATTRIBUTES = ("size", "colour", "shape")
+SCORES = (*ATTRIBUTES, "position", "count", "caption")
 
 
 def judge(image, scene):
@@ -17,10 +18,10 @@ def judge(image, scene):
         scene: a `Scene`.
 
     Returns:
-        Dict of floats in [0, 1]: `size`, `colour` and `shape`, the shares of the scene's items that have it right;
-        `position`, whether place or relation are right; `count`, whether the number of items is; and `caption`,
-        whether all of these are. With another number of items than asked for only the parts of the items that are
-        there count, and `position` and `caption` are 0.
+        Dict of floats in [0, 1] with the keys `SCORES`: `size`, `colour` and `shape`, the shares of the scene's items
+        that have it right; `position`, whether place or relation are right; `count`, whether the number of items is;
+        and `caption`, whether all of these are. With another number of items than asked for only the parts of the items
+        that are there count, and `position` and `caption` are 0.
     """
     readings = read(image)
     expected = scene.items
@@ -52,7 +53,7 @@ def score(images, scenes):
         scenes: N `Scene`s.
 
     Returns:
-        Dict of floats with the keys of `judge`.
+        Dict of floats with the keys `SCORES`, see `judge`.
 
     Raises:
         ValueError: there is not one scene to each of at least one picture.
