@@ -181,7 +181,7 @@ def draw_together(task, conditions, **options):
 
     from fcdm_keras import distribution
 
-    placed = distribution.job()
+    conditions, placed = np.asarray(conditions), distribution.job()
     own = np.array_split(np.arange(len(conditions)), placed.process_count)[placed.process_index]
     first = int(own[0]) if len(own) else 0
     return distribution.gather(task.draw(conditions[own], first_index=first, **options))

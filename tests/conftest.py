@@ -12,7 +12,18 @@ VAE = GOLDEN / "vae"
 
 
 # Files that take longest, in this order: they start first, so that the workers finish together.
-LONGEST = ("trainer", "resume", "train_vae", "golden", "training_data", "autoencoders", "tasks", "sample", "imports")
+LONGEST = (
+    "distribution",
+    "trainer",
+    "resume",
+    "train_vae",
+    "golden",
+    "training_data",
+    "autoencoders",
+    "tasks",
+    "sample",
+    "imports",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -255,7 +255,9 @@ def newest_of_whole(folder):
 @FORKS
 def test_a_kill_at_random_moments_leaves_whole_checkpoints(tmp_path, trainer, other):
     moments = random.Random(0)
+    began = time.perf_counter()
     save(trainer, CheckpointManager(tmp_path, keep_last=2), 1)
+    one = time.perf_counter() - began
 
     def save_for_ever():
         manager = CheckpointManager(tmp_path, keep_last=2)
@@ -266,7 +268,7 @@ def test_a_kill_at_random_moments_leaves_whole_checkpoints(tmp_path, trainer, ot
 
     for _ in range(12):
         process = fork(save_for_ever)
-        time.sleep(moments.uniform(0.02, 0.4))
+        time.sleep(moments.uniform(0.1 * one, 6 * one))
         os.kill(process, signal.SIGKILL)
         assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
         last = newest_of_whole(tmp_path)

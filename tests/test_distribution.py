@@ -201,7 +201,7 @@ if BACKEND == "jax":  # Keras cuts models over devices on JAX only.
         output = on_several_devices("train_imagenet.py", f"--results-dir={tmp_path}", *FLAGS, "--model-parallel=2")
         assert "4 devices (cpu:0 … cpu:3), 2 for each copy of the model" in output
         held, whole = output.partition("moments: ")[2].split(" MiB")[:2]
-        assert 0.5 < float(held) / float(whole.rpartition(" ")[2]) < 0.7
+        assert 0.4 < float(held) / float(whole.rpartition(" ")[2]) < 0.7  # of figures with one digit
         assert_same_run(tmp_path, one)
 
 

@@ -83,19 +83,20 @@ def setup(devices=None, model_parallel=1, connect_timeout=50):
         yield _job
         return
     launcher = launch.launcher(keras.backend.backend())
-    with _ending(launcher):
+    with contextlib.ExitStack() as stack, _ending(launcher):
+        stack.callback(_forget)
         index, count = _connect(launcher, connect_timeout)
         used = _used_devices(devices, model_parallel, count)
-        stop = on_backend.start(used, model_parallel)
+        stack.callback(on_backend.start(used, model_parallel))
         _job = Job(index, count, used, model_parallel, launcher)
-        try:
-            yield _job
-            if count > 1:
-                barrier()
-        finally:
-            _job = None
-            stop()
+        yield _job
+        barrier()
         on_backend.disconnect(launcher)
+
+
+def _forget():
+    global _job
+    _job = None
 
 
 @contextlib.contextmanager
@@ -138,7 +139,7 @@ def _connect(launcher, timeout):
 
 
 def _used_devices(asked, model_parallel, process_count):
-    every, own = on_backend.devices()
+    every = on_backend.devices()
     if keras.backend.backend() == "torch":
         _check_torch_devices(asked, len(every))
     if asked is not None and not 1 <= asked <= len(every):

@@ -28,8 +28,8 @@ def connect(launcher, timeout, heartbeat):
 
 
 def devices():
-    """Names of all processes' devices, and of this process's own."""
-    return tuple(map(_name, jax.devices())), tuple(map(_name, jax.local_devices()))
+    """Names of all processes' devices."""
+    return tuple(map(_name, jax.devices()))
 
 
 def start(used, model_parallel):

@@ -30,13 +30,11 @@ def connect(launcher, timeout, heartbeat):
 
 
 def devices():
-    """Names of all processes' devices, and of this process's own."""
-    own = tuple(device.name for device in tf.config.list_logical_devices("GPU"))
-    own = own or tuple(device.name for device in tf.config.list_logical_devices("CPU"))
-    if _strategy is None:
-        return own, own
-    own = _strategy.extended.worker_devices
-    return tuple(f"replica:{i}" for i in range(_strategy.num_replicas_in_sync)), tuple(own)
+    """Names of all processes' devices."""
+    if _strategy is not None:
+        return tuple(f"replica:{i}" for i in range(_strategy.num_replicas_in_sync))
+    found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return tuple(device.name for device in found)
 
 
 def start(used, model_parallel):

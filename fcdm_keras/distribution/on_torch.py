@@ -27,11 +27,10 @@ def connect(launcher, timeout, heartbeat):
 
 
 def devices():
-    """Names of all processes' devices, and of this process's own."""
+    """Names of all processes' devices."""
     count = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    own = torch.cuda.current_device() if kind == "cuda" else 0
-    return tuple(f"{kind}:{i}" for i in range(count)), (f"{kind}:{own}",)
+    return tuple(f"{kind}:{i}" for i in range(count))
 
 
 def start(used, model_parallel):

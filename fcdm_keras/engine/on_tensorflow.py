@@ -40,7 +40,13 @@ class TrainStep:
         if replicas == 1:
             return gradients
         optimizer = self.optimizer
-        if optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue:
+        scaled = getattr(optimizer, "inner_optimizer", None)
+        if scaled is not None and _clips(scaled):
+            raise ValueError(
+                "On TensorFlow, gradients of mixed_float16 cannot be clipped over several devices (each would clip its "
+                "own before they are added): use mixed_bfloat16, one device, or no clipping."
+            )
+        if _clips(optimizer):
             # Keras clips each replica's gradients and adds them then; clipped is to be their mean.
             total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             gradients = optimizer._clip_gradients([gradient / replicas for gradient in total])
@@ -48,6 +54,10 @@ class TrainStep:
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         pass  # everything is built when it is made; Keras's own way fails with several processes
+
+
+def _clips(optimizer):
+    return bool(optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue)
 
 
 def rows(count):
