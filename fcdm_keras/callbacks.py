@@ -205,20 +205,22 @@ class SampleGrid(StepCallback):
 
     Args:
         task: a task over the trainer's backbone, e.g. `ClassToImage`.
-        labels: labels of the images `(N,)`.
+        labels: labels, or whatever the images' conditions are, an array `(N, …)`.
         folder: run folder.
         every: steps between grids; 0 is never.
         columns: images per row.
-        **options: passed to `task.generate`.
+        picture: `picture(images, columns)` → the grid as a PIL image.
+        **options: passed to `task.draw`.
     """
 
-    def __init__(self, task, labels, folder, every, columns=10, **options):
+    def __init__(self, task, labels, folder, every, columns=10, picture=images.grid, **options):
         super().__init__()
         self.task = task
         self.labels = labels
         self.folder = Path(folder)
         self.every = every
         self.columns = columns
+        self.picture = picture
         self.options = options
 
     def on_step(self, logs):
@@ -230,7 +232,7 @@ class SampleGrid(StepCallback):
         drawn = draw_together(self.task, self.labels, weights=self.model.ema.values(), **self.options)
         if not distribution.is_main():
             return
-        picture = images.grid(drawn, self.columns)
+        picture = self.picture(drawn, self.columns)
         (self.folder / "samples").mkdir(exist_ok=True)
         picture.save(self.folder / "samples" / f"step-{self.step:09d}.png")
         picture.save(self.folder / "samples.png")

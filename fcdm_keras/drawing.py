@@ -4,6 +4,7 @@ The flags and their checks need the standard library only.
 """
 
 import hashlib
+import math
 
 LABEL_ORDERS = ("balanced", "random")
 
@@ -21,10 +22,17 @@ def add_drawing_flags(parser, num_samples):
     parser.add_argument(
         "--num-samples", type=int, default=num_samples, help=f"number of images (default {num_samples or 'all'})"
     )
+    add_sampling_flags(parser)
+
+
+def add_sampling_flags(parser, cfg_scale=1.5):
+    """Adds those of these flags that any kind of condition has."""
     parser.add_argument("--num-sampling-steps", type=int, default=250, help="sampling steps, 1 to 1000 (default 250)")
     parser.add_argument("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="sampler (default ddpm)")
     parser.add_argument("--eta", type=float, default=0.0, help="noise of ddim, 0 to 1 (default 0)")
-    parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance scale, 1 is none (default 1.5)")
+    parser.add_argument(
+        "--cfg-scale", type=float, default=cfg_scale, help=f"guidance scale, 1 is none (default {cfg_scale})"
+    )
     parser.add_argument(
         "--cfg-channels",
         choices=("all", "first_three"),
@@ -81,7 +89,7 @@ def draw_labels(order, classes, count, seed):
 
 
 class Drawing:
-    """Images 0 … N − 1 of one model and one set of flags.
+    """Images 0 … N − 1 of one model and one set of flags. Those of other conditions than classes derive from it.
 
     Args:
         task: a `ClassToImage`.
@@ -95,13 +103,14 @@ class Drawing:
         ValueError: the flags do not fit the model. Nothing has been computed then.
     """
 
+    grid_limit = 256  # images shown in the grid
+
     def __init__(self, task, options):
         from fcdm_keras.autoencoders import Identity
 
         pixels = isinstance(task.autoencoder, Identity)
         if pixels and task.autoencoder.latent_channels not in (1, 3):
             raise ValueError(f"{options.source} draws latents, and holds no autoencoder to make images of them.")
-        classes = parse_classes(options.classes, task.backbone.conditioning.num_classes)
         self.task = task
         self._batch_size = min(options.batch_size, options.num_samples)
         self._options = {
@@ -114,10 +123,26 @@ class Drawing:
             "batch_size": self._batch_size,
             "image_size": options.image_size,
         }
-        self.labels = draw_labels(options.label_order, classes, options.num_samples, options.seed)
-        task.generate(self.labels[:0], **self._options)  # checks every option, draws nothing
+        self.labels = self.choose(options)
+        self.draw(slice(0), 0)  # checks every option, draws nothing
         sides = (options.image_size,) * 2 if options.image_size else task.image_size
         self.image_shape = (*sides, task.autoencoder.latent_channels if pixels else 3)
+
+    def choose(self, options):
+        """The labels."""
+        self._classes = parse_classes(options.classes, self.task.backbone.conditioning.num_classes)
+        self._in_turn = options.label_order == "balanced" and len(self._classes) <= 16
+        return draw_labels(options.label_order, self._classes, options.num_samples, options.seed)
+
+    def draw(self, places, first):
+        """Images of the labels at `places`, numbered from `first` on."""
+        return self.task.generate(self.labels[places], first_index=first, **self._options)
+
+    def grid(self, shown):
+        """The first images, uint8 `(n, H, W, C)`, as one picture."""
+        from fcdm_keras import images
+
+        return images.grid(shown, len(self._classes) if self._in_turn else math.ceil(len(shown) ** 0.5))
 
     def __len__(self):
         return len(self.labels)
@@ -136,8 +161,7 @@ class Drawing:
 
         size = self._batch_size
         for first in self.starts() if starts is None else starts:
-            labels = self.labels[np.minimum(np.arange(first, first + size), len(self) - 1)]
-            images = self.task.generate(labels, first_index=first, **self._options)
+            images = self.draw(np.minimum(np.arange(first, first + size), len(self) - 1), first)
             yield first, images[: len(self) - first]
 
     def settings(self):
@@ -146,12 +170,12 @@ class Drawing:
 
 
 def draw_together(task, conditions, **options):
-    """As `task.generate`, shared out among the processes of a job; each gets all images.
+    """As `task.draw`, shared out among the processes of a job; each gets all images.
 
     Args:
-        task: a task such as `ClassToImage`.
-        conditions: what is to be drawn, `(N, …)`.
-        **options: passed to `task.generate`.
+        task: an `ImageTask`.
+        conditions: what is to be drawn, an array `(N, …)`.
+        **options: passed to `task.draw`.
     """
     import numpy as np
 
@@ -160,7 +184,7 @@ def draw_together(task, conditions, **options):
     conditions, placed = np.asarray(conditions), distribution.job()
     own = np.array_split(np.arange(len(conditions)), placed.process_count)[placed.process_index]
     first = int(own[0]) if len(own) else 0
-    return distribution.gather(task.generate(conditions[own], first_index=first, **options))
+    return distribution.gather(task.draw(conditions[own], first_index=first, **options))
 
 
 def fingerprint(model):

@@ -18,7 +18,15 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(
         prog="python -m fcdm_keras.encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--source", help="folder of class folders, TFDS name such as imagenet2012, or photos")
+    add_flags(parser, "folder of class folders, TFDS name such as imagenet2012, or photos")
+    options = parser.parse_args(arguments)
+    check_flags(parser, options)
+    return options
+
+
+def add_flags(parser, sources):
+    """Adds the flags of this command to an argument parser; `sources` says what --source may be."""
+    parser.add_argument("--source", help=sources)
     parser.add_argument("--split", default="train", help="split of the source (default train)")
     parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
     parser.add_argument("--vae", help="autoencoder: folder or Hub id in diffusers' form")
@@ -34,7 +42,10 @@ def parse(arguments=None):
     parser.add_argument("--process-index", type=int, default=0, help="which of them this is (default 0)")
     parser.add_argument("--verify", metavar="STORE", help="check a store's checksums and stop")
     add_device_flags(parser)
-    options = parser.parse_args(arguments)
+
+
+def check_flags(parser, options):
+    """Ends the program for flags that make no sense."""
     if options.verify is None:
         for flag in ("source", "vae", "output"):
             if getattr(options, flag) is None:
@@ -46,7 +57,6 @@ def parse(arguments=None):
         parser.error(f"--max-unreadable must be at least 0. Received: {options.max_unreadable}")
     if not 0 <= options.process_index < options.num_processes:
         parser.error(f"--process-index must lie in [0, {options.num_processes - 1}]. Received: {options.process_index}")
-    return options
 
 
 def verify(folder):
@@ -67,9 +77,13 @@ def describe(metadata):
     """A store in one phrase."""
     height, width, channels = metadata.latent_shape
     return (
-        f"{metadata.num_images:,} images of {metadata.num_classes:,} classes at {metadata.image_size} px as "
+        f"{metadata.num_images:,} images{_of_classes(metadata.num_classes)} at {metadata.image_size} px as "
         f"{height}×{width}×{channels} posteriors" + (", each with its mirror image" if metadata.flips else "")
     )
+
+
+def _of_classes(count):
+    return "" if count == 1 else f" of {count:,} classes"
 
 
 def main(arguments=None):
@@ -88,7 +102,13 @@ def main(arguments=None):
         sys.exit("\nStopped. The same command goes on after the last finished shard.")
 
 
-def run(options):
+def run(options, source=None):
+    """Encodes what is missing. Returns the metadata of the store if it is finished, and else `None`.
+
+    Args:
+        options: what `add_flags` parsed.
+        source: see `fcdm_keras.data.sources`; default the one that the options name.
+    """
     from fcdm_keras import distribution
     from fcdm_keras.autoencoders import KLAutoencoder
     from fcdm_keras.data.encoding import StoreEncoder
@@ -100,9 +120,9 @@ def run(options):
             f"--num-processes is for processes that know nothing of each other; these {job.process_count}, started by "
             f"{job.launcher}, share the work without it."
         )
-    source = open_source(options.source, options.split, options.data_dir)
+    source = source or open_source(options.source, options.split, options.data_dir)
     say = print if distribution.is_main() else lambda text: None
-    say(f"{options.source}: {len(source):,} images of {len(source.class_names):,} classes")
+    say(f"{options.source}: {len(source):,} images{_of_classes(len(source.class_names))}")
     if getattr(source, "other_files", 0):
         say(f"{source.other_files:,} files are no images by their names and are left out.")
     autoencoder = KLAutoencoder.from_diffusers(options.vae)
@@ -122,17 +142,18 @@ def run(options):
         distribution.barrier()
         metadata = encoder.finish() if distribution.is_main() else None
         if metadata is None:
-            return
+            return None
     else:
         metadata = encoder.run(options.process_index, options.num_processes)
     if metadata is None:
         print(f"The shards of process {options.process_index} are finished; others are still missing.")
-        return
+        return None
     print(f"{options.output}: {describe(metadata)}.")
     if metadata.skipped:
         print(f"{metadata.skipped:,} images could not be read and were left out; the shards' .json files name them.")
     if metadata.enlarged:
         print(f"{metadata.enlarged:,} images were smaller than {metadata.image_size} px and were enlarged.")
+    return metadata
 
 
 if __name__ == "__main__":

@@ -42,6 +42,10 @@ class ClassRun:
         """The `TrainingData`."""
         return open_training_data(self.config, self.folder)
 
+    def load_backbone(self, source):
+        """The backbone that the run starts from."""
+        return runs.load_backbone(source)
+
     def build_backbone(self):
         """The backbone with fresh weights."""
         return runs.build_backbone(self.config)
@@ -74,7 +78,7 @@ def fit_run(config, folder, kind=ClassRun):
     Args:
         config: a `TrainConfig`.
         folder: the run folder.
-        kind: `ClassRun`, or a class derived from it.
+        kind: `kind(config, folder)` → a `ClassRun`, or of a class derived from it.
 
     Returns:
         The trainer and the task that samples from it.
@@ -92,7 +96,7 @@ def fit_run(config, folder, kind=ClassRun):
     run = kind(config, folder)
     backbone = run.build_backbone()
     if config.init_from and not manager.steps():
-        done = runs.copy_weights(runs.load_backbone(config.init_from), backbone)
+        done = runs.copy_weights(run.load_backbone(config.init_from), backbone)
         _say(f"Started from {config.init_from}: {done}.")
     trainer = runs.build_trainer(config, backbone)
     start = manager.restore(trainer) or 0
@@ -183,7 +187,8 @@ def _describe(run, trainer, start):
     side = config.image_size // data.autoencoder.downsampling_factor
     placed = distribution.job()
     _say(f"data: {data.description}\ndevices: {distribution.describe()}")
-    _say(describe_memory(config, side, placed.data_parallel, placed.model_parallel))
+    parameters = trainer.backbone.count_params()
+    _say(describe_memory(config, side, placed.data_parallel, placed.model_parallel, parameters))
     if placed.model_parallel > 1:
         held, whole = distribution.device_bytes([*trainer.variables, *trainer.optimizer.variables])
         _say(f"weights, EMA and moments: {gib(held)} on each device, of {gib(whole)}")

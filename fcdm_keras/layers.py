@@ -22,7 +22,15 @@ def linear(units, **options):
 def conv(channels, **options):
     """A 3×3 convolution that keeps the size, Xavier-uniform."""
     options = {"kernel_initializer": XavierUniform(), **options}
-    return layers.Conv2D(channels, 3, padding="same", data_format="channels_last", **options)
+    return Conv2D(channels, 3, padding="same", data_format="channels_last", **options)
+
+
+@keras.saving.register_keras_serializable("fcdm_keras")
+class Conv2D(layers.Conv2D):
+    """`keras.layers.Conv2D`, computed by `fcdm_keras.kernels.conv3x3`."""
+
+    def convolution_op(self, inputs, kernel):
+        return kernels.conv3x3(inputs, kernel)
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")

@@ -27,7 +27,7 @@ class TrainingMemory:
         return fixed + (self.activations_checkpointed if checkpointed else self.activations)
 
 
-def training_memory(config, latent_side, data_parallel=1, model_parallel=1):
+def training_memory(config, latent_side, data_parallel=1, model_parallel=1, parameters=None):
     """An estimate for a `TrainConfig` on one device.
 
     Weights, gradients, moments and EMA are exact (float32). Activations are what the blocks keep for the backward pass;
@@ -38,14 +38,15 @@ def training_memory(config, latent_side, data_parallel=1, model_parallel=1):
         latent_side: height and width of the latents.
         data_parallel: devices, or groups of devices, that the batch is cut over.
         model_parallel: devices that share one copy of the model, each with about its part.
+        parameters: of the model; default those of one that is conditioned on the config's classes.
 
     Returns:
         A `TrainingMemory`.
     """
     size = MODEL_SIZES[config.model]
-    parameters, _ = count(
-        size, latent_side, latent_side, num_classes=config.num_classes, in_channels=config.latent_channels
-    )
+    if parameters is None:
+        sizes = {"num_classes": config.num_classes, "in_channels": config.latent_channels}
+        parameters, _ = count(size, latent_side, latent_side, **sizes)
     parameters //= model_parallel
     samples = _samples(config, data_parallel)
     element = 4 if config.precision == "float32" else 2
@@ -63,9 +64,9 @@ def training_memory(config, latent_side, data_parallel=1, model_parallel=1):
     )
 
 
-def describe_memory(config, latent_side, data_parallel=1, model_parallel=1):
+def describe_memory(config, latent_side, data_parallel=1, model_parallel=1, parameters=None):
     """The estimate as text, for the terminal; arguments as in `training_memory`."""
-    memory = training_memory(config, latent_side, data_parallel, model_parallel)
+    memory = training_memory(config, latent_side, data_parallel, model_parallel, parameters)
     parts = ", ".join(f"{name} {gib(getattr(memory, name))}" for name in ("weights", "gradients", "optimizer", "ema"))
     return (
         f"memory: {parts}; "

@@ -144,7 +144,14 @@ def load_task(source, autoencoder=None):
         backbone = newest_average(config, folder, build_backbone(config))
         return backbone and build_task(config, backbone, autoencoder or stored_autoencoder(config, folder))
 
-    return find_model(source, lambda preset: ClassToImage.from_preset(preset, **options), unfinished)
+    def load(preset):
+        file = Path(preset) / "task.json"
+        kind = json.loads(file.read_text(encoding="utf-8"))["class_name"] if file.exists() else "ClassToImage"
+        if kind != "ClassToImage":
+            raise ValueError(f"it holds a {kind}, and a ClassToImage is needed.")
+        return ClassToImage.from_preset(preset, **options)
+
+    return find_model(source, load, unfinished)
 
 
 def find_model(source, load, unfinished):
@@ -166,7 +173,7 @@ def find_model(source, load, unfinished):
         if (folder / "config.json").exists() and (folder / "metadata.json").exists():
             try:
                 return load(str(folder))
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, TypeError) as error:  # the last for a class that is not imported
                 reason = str(error).partition("\n")[0]
                 raise ValueError(f"The preset {folder} is damaged or of another kind of model: {reason}") from None
     if (source / "config.json").exists() and (source / "checkpoints").is_dir():

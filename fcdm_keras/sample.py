@@ -21,7 +21,6 @@ from fcdm_keras.drawing import add_drawing_flags, check_drawing_flags
 from fcdm_keras.files import write_atomically
 from fcdm_keras.launch import add_device_flags, device_options
 
-GRID_LIMIT = 256  # images shown in the grid
 MAY_CHANGE = {"batch_size"}  # when drawing is resumed
 
 
@@ -121,15 +120,21 @@ class NpzFile:
         return next(NpzArray(self.path).batches(count))
 
 
-def draw(options, output):
-    """Draws what is missing in the folder `output`. Returns the `Drawing`."""
-    from tqdm import tqdm
-
-    from fcdm_keras import distribution
+def open_drawing(options):
+    """The `Drawing` that the flags ask for."""
     from fcdm_keras.drawing import Drawing
     from fcdm_keras.runs import load_task
 
-    drawing = Drawing(load_task(options.source), options)
+    return Drawing(load_task(options.source), options)
+
+
+def draw(options, output, opener=open_drawing):
+    """Draws what is missing in the folder `output`. Returns the `Drawing`, which `opener(options)` makes."""
+    from tqdm import tqdm
+
+    from fcdm_keras import distribution
+
+    drawing = opener(options)
     decisive = {**drawing.settings(), "num_samples": len(drawing), "labels": drawing.labels.tolist()}
     open_output(output, decisive, {**vars(options), **decisive})
     files = [PNGFolder(output)] if options.png else []
@@ -144,7 +149,7 @@ def draw(options, output):
             bar.update()
     distribution.barrier()
     if distribution.is_main():
-        finish(files, drawing, options, output)
+        finish(files, drawing, output)
     return drawing
 
 
@@ -157,19 +162,11 @@ def missing(files, drawing):
     return json.loads(distribution.gather_texts(json.dumps(starts))[0])
 
 
-def finish(files, drawing, options, output):
+def finish(files, drawing, output):
     """Completes the files, and draws the grid."""
-    import numpy as np
-
-    from fcdm_keras import images
-    from fcdm_keras.drawing import parse_classes
-
     for file in files:
         file.finish(drawing.labels)
-    shown = files[0].first(min(len(drawing), GRID_LIMIT))
-    classes = parse_classes(options.classes, drawing.task.backbone.conditioning.num_classes)
-    in_turn = options.label_order == "balanced" and len(classes) <= 16
-    images.grid(shown, len(classes) if in_turn else int(np.ceil(len(shown) ** 0.5))).save(output / "grid.png")
+    drawing.grid(files[0].first(min(len(drawing), drawing.grid_limit))).save(output / "grid.png")
 
 
 def _process():
@@ -205,7 +202,11 @@ def _stored(file):
 
 
 def main(arguments=None):
-    options = parse(arguments)
+    run(parse(arguments))
+
+
+def run(options, opener=open_drawing):
+    """The command, with parsed flags; `opener(options)` makes the `Drawing`."""
     output = Path(options.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -215,7 +216,7 @@ def main(arguments=None):
         with distribution.setup(**device_options(options)):
             check_agreement(vars(options))
             check_shared(output)
-            drawing = draw(options, output)
+            drawing = draw(options, output, opener)
             if not distribution.is_main():
                 return
     except (ValueError, OSError) as error:

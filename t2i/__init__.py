@@ -6,7 +6,10 @@ Names are imported on first use, so that `import t2i` and every `--help` are qui
 import importlib
 
 _HOMES = {
+    "OpenCLIPTextEncoder": "text_encoder",
     "TextConditioning": "conditioning",
+    "TextToImage": "tasks",
+    "RECIPES": "presets",
 }
 __all__ = [*_HOMES]
 

@@ -53,13 +53,20 @@ class TextConditioning(layers.Layer):
         Raises:
             ValueError: for other shapes, or numbers that are not finite.
         """
-        embeddings, null_embedding = np.asarray(embeddings), np.asarray(null_embedding)
-        self.check(embeddings)
+        if not len(embeddings):
+            raise ValueError("There must be at least one text embedding. Received: none")
+        null_embedding = np.asarray(null_embedding)
         self.check(null_embedding[None])
-        mean = embeddings.mean(axis=0, dtype=np.float64)
-        std = np.sqrt(np.square(embeddings - mean).mean(axis=0))
+        total, squares = np.zeros((2, self.embedding_dim))
+        for start in range(0, len(embeddings), 65536):  # they may lie on disk
+            part = np.asarray(embeddings[start : start + 65536], np.float64)
+            self.check(part)
+            total += part.sum(axis=0)
+            squares += np.square(part - null_embedding).sum(axis=0)
+        mean = total / len(embeddings)
+        std = np.sqrt(np.maximum(squares / len(embeddings) - np.square(mean - null_embedding), 0.0))
         self.mean.assign(mean.astype(np.float32))
-        self.std.assign(np.where(std > 1e-6, std, 1.0).astype(np.float32))  # a constant feature says nothing
+        self.std.assign(np.where(std > 1e-5, std, 1.0).astype(np.float32))  # a constant feature says nothing
         self.null_embedding.assign(null_embedding.astype(np.float32))
 
     def call(self, embeddings):
@@ -84,7 +91,8 @@ class TextConditioning(layers.Layer):
                 "A prompt is dropped for all widths at once: label_dropout_mode must be 'joint'. "
                 f"Received: a mask of shape {tuple(mask.shape)}, as of 'per_level'"
             )
-        return ops.where(mask[:, None], self.null_embedding, ops.cast(embeddings, "float32"))
+        null_embedding = ops.convert_to_tensor(self.null_embedding)
+        return ops.where(mask[:, None], null_embedding, ops.cast(embeddings, "float32"))
 
     def check(self, embeddings):
         """Raises ValueError unless `embeddings` are finite numbers `(B, D)`."""

@@ -74,3 +74,11 @@ def inception(inception_graph):
     from fcdm_keras.evaluation.features import Inception
 
     return Inception(inception_graph, batch_size=8)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory):
+    """Path of the configuration of a very small text tower, the same for all, so that its process can be shared."""
+    from text_helpers import write_config
+
+    return write_config(tmp_path_factory.mktemp("clip"))

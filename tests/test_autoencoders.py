@@ -1,10 +1,11 @@
 """The KL autoencoder against diffusers' results, and what it computes with weights of its own."""
 
+import keras
 import numpy as np
 import pytest
 from helpers import SMALL_AUTOENCODER, nhwc, small_autoencoder, tiny_backbone, to_numpy
 
-from fcdm_keras.autoencoders import Identity, KLAutoencoder, sample_posterior, to_uint8
+from fcdm_keras.autoencoders import Identity, KLAutoencoder, SpaceToDepth, sample_posterior, to_uint8
 from fcdm_keras.autoencoders.diffusers import parameters
 from fcdm_keras.tasks import ClassToImage
 
@@ -117,6 +118,47 @@ def test_identity_keeps_the_contract():
         to_numpy(identity.decode(identity.from_diffusion(identity.to_diffusion(mean)))), images
     )
     assert (identity.scale, identity.shift, identity.in_channels, identity.downsampling_factor) == (1.0, 0.0, 3, 1)
+
+
+def test_space_to_depth_keeps_the_contract():
+    import torch
+
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3)).astype("float32")
+    autoencoder = SpaceToDepth(4)
+    mean, logvar = autoencoder.encode(images)
+    assert to_numpy(mean).shape == to_numpy(logvar).shape == (2, 2, 3, 48) and (to_numpy(logvar) == -30).all()
+    theirs = torch.nn.functional.pixel_unshuffle(torch.tensor(np.moveaxis(images, -1, 1)), 4).numpy()
+    theirs = theirs.reshape(2, 3, 16, 2, 3).transpose(0, 3, 4, 2, 1).reshape(2, 2, 3, 48)  # the image's channels last
+    np.testing.assert_array_equal(to_numpy(mean), theirs)
+    latents = autoencoder.from_diffusion(autoencoder.to_diffusion(mean))
+    np.testing.assert_array_equal(to_numpy(autoencoder.decode(latents)), images)
+    assert (autoencoder.latent_channels, autoencoder.in_channels, autoencoder.downsampling_factor) == (48, 3, 4)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(autoencoder))
+    assert copy.get_config() == autoencoder.get_config() and copy.weights_hash() == autoencoder.weights_hash()
+    assert SpaceToDepth(2).weights_hash() != autoencoder.weights_hash()
+
+
+def test_a_task_draws_through_space_to_depth(tmp_path):
+    task = ClassToImage(tiny_backbone((0, 0, 0, 0, 0), in_channels=12), SpaceToDepth(2), image_size=16)
+    images = task.generate([1, 2], num_steps=1, seed=0, sampler="ddim", guidance_scale=1.0)
+    assert images.shape == (2, 16, 16, 3) and images.std() > 10
+    task.save_to_preset(str(tmp_path))
+    assert ClassToImage.from_preset(str(tmp_path)).autoencoder.get_config() == task.autoencoder.get_config()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SpaceToDepth(0), "downsampling_factor must be a positive integer. Received: 0"),
+        (lambda: SpaceToDepth(2, 1.5), "in_channels must be a positive integer. Received: 1.5"),
+        (lambda: SpaceToDepth(2).encode(np.zeros((1, 6, 5, 3))), r"H and W divisible by 2. Received: \(1, 6, 5, 3\)"),
+        (lambda: SpaceToDepth(2).encode(np.zeros((1, 4, 4, 1))), r"Expected shape \(B, H, W, 3\)"),
+        (lambda: SpaceToDepth(2).decode(np.zeros((1, 4, 4, 3))), r"Expected shape \(B, H, W, 12\). Received"),
+    ],
+)
+def test_space_to_depth_says_what_is_wrong(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 @pytest.mark.parametrize(

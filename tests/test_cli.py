@@ -38,7 +38,7 @@ def config_of(*flags):
 @pytest.mark.no_backend
 @pytest.mark.parametrize(
     "program",
-    ["train_imagenet"]
+    ["train_imagenet", "train_coco", "t2i.sample", "t2i.encode"]
     + [f"fcdm_keras.{name}" for name in ("sample", "evaluate", "report", "analyze", "convert", "model_table")]
     + ["fcdm_keras.train_vae", "fcdm_keras.encode"],
 )

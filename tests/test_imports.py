@@ -11,12 +11,13 @@ import keras
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fcdm_keras"
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
+TEXT_FILES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "t2i").rglob("*.py")}
 BACKEND = keras.backend.backend()
 
 
 def imports(file):
     """Full names of all that a file imports anywhere in it: `a.b` for `import a.b`, `a.b.c` for `from a.b import c`."""
-    for node in ast.walk(ast.parse(FILES[file].read_text())):
+    for node in ast.walk(ast.parse({**FILES, **TEXT_FILES}[file].read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -61,7 +62,28 @@ def test_the_package_does_not_import_what_uses_it():
         assert not any(name in ("t2i", "tests", "benchmarks") or name.startswith("train_") for name in names), file
 
 
+def test_text_to_image_leaves_its_backends_to_the_package():
+    """PyTorch and open_clip are in the text encoder's own process only, which imports nothing of ours."""
+    foreign = {"jax", "jaxlib", "torch", "torchvision", "tensorflow", "tensorflow_datasets", "keras_hub", "open_clip"}
+    assert {"t2i/tasks.py", "t2i/shapes/data.py"} <= TEXT_FILES.keys()
+    for file in TEXT_FILES:
+        names = {name.split(".")[0] for name in imports(file)}
+        if file == "t2i/open_clip_worker.py":
+            assert names & foreign == {"open_clip", "torch"} and not names & {"fcdm_keras", "t2i", "keras"}
+        else:
+            assert not names & foreign, (file, names & foreign)
+        assert not any(name in ("tests", "benchmarks") or name.startswith("train_") for name in names), file
+
+
+def test_data_workers_and_shapes_import_no_keras():
+    for file in TEXT_FILES:
+        if file.startswith("t2i/shapes/") or file in ("t2i/caption_store.py", "t2i/text_encoder.py", "t2i/coco.py"):
+            assert "keras" not in {name.split(".")[0] for name in imports(file)}, file
+
+
 def test_presets_import_the_standard_library_only():
+    for file in ("t2i/presets.py", "t2i/__init__.py"):
+        assert {name.split(".")[0] for name in imports(file)} <= {*sys.stdlib_module_names, "fcdm_keras"}, file
     for file in ("presets.py", "files.py", "run_folder.py", "vae_config.py"):
         assert {name.split(".")[0] for name in imports(file)} <= {*sys.stdlib_module_names, "fcdm_keras"}, file
         assert ours(file) <= {"presets", "files"}, file

@@ -179,6 +179,29 @@ def test_depthwise_conv_says_what_is_wrong(x_shape, kernel_shape, implementation
         kernels.depthwise_conv(ops.zeros(x_shape), ops.zeros(kernel_shape), implementation)
 
 
+def conv3x3_oracle(x, kernel, upstream):
+    """Output, input gradient and kernel gradient in float64, straight from the definition."""
+    (height, width), padding = x.shape[1:3], ((0, 0), (1, 1), (1, 1), (0, 0))
+    padded, padded_gradient = np.pad(x, padding), np.zeros_like(np.pad(x, padding))
+    y, kernel_gradient = np.zeros((*x.shape[:3], kernel.shape[3])), np.zeros_like(kernel)
+    for i, j in np.ndindex(3, 3):
+        window = (slice(None), slice(i, i + height), slice(j, j + width))
+        y += padded[window] @ kernel[i, j]
+        padded_gradient[window] += upstream @ kernel[i, j].T
+        kernel_gradient[i, j] = np.einsum("bhwi,bhwo->io", padded[window], upstream)
+    return y, padded_gradient[:, 1:-1, 1:-1], kernel_gradient
+
+
+@pytest.mark.parametrize("size", [(2, 2), (1, 3), (3, 4)], ids=str)  # the first two are tiny
+def test_conv3x3(size):
+    rng = np.random.default_rng(4)
+    shapes = ((3, *size, 6), (3, 3, 6, 8), (3, *size, 8))
+    x, kernel, upstream = (rng.integers(-127, 128, shape) / 64 for shape in shapes)
+    for dtype in ("float32", "bfloat16"):
+        actual = value_and_gradients(kernels.conv3x3, (x, kernel), upstream, dtype)
+        assert_close(actual, conv3x3_oracle(x, kernel, upstream), dtype)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_linear(dtype):
     rng = np.random.default_rng(3)

@@ -11,5 +11,6 @@
 
 from fcdm_keras.autoencoders.identity import Identity, to_uint8
 from fcdm_keras.autoencoders.kl import KLAutoencoder, sample_posterior
+from fcdm_keras.autoencoders.space_to_depth import SpaceToDepth
 
-__all__ = ["Identity", "KLAutoencoder", "sample_posterior", "to_uint8"]
+__all__ = ["Identity", "KLAutoencoder", "SpaceToDepth", "sample_posterior", "to_uint8"]

@@ -202,13 +202,24 @@ class StoreSource:
         """`latents` float32 `(B, h, w, c)`, scaled, and `labels` int32 `(B,)`."""
         generators = [augmentation(self.seed, place) for place in places]
         flipped = np.array([generator.random() < 0.5 for generator in generators]) & self.flips
+        latents, labels = self.latents(samples, flipped, generators)
+        return {"latents": latents, "labels": labels}
+
+    def latents(self, samples, flipped, generators):
+        """Latents as `take` gives them, and labels, of images that are mirrored where `flipped`.
+
+        Args:
+            samples: indices `(B,)`.
+            flipped: bool `(B,)`.
+            generators: B NumPy generators, for the posteriors' noise.
+        """
         latents, std, labels, _ = self.store.read(samples, flipped)
         latents = latents.astype(np.float32)
         if self.sample_posterior:
             noise = np.stack([generator.standard_normal(std.shape[1:], np.float32) for generator in generators])
             latents += std * noise
         metadata = self.store.metadata
-        return {"latents": (latents - np.float32(metadata.shift)) * np.float32(metadata.scale), "labels": labels}
+        return (latents - np.float32(metadata.shift)) * np.float32(metadata.scale), labels
 
 
 class ShardWriter:

@@ -80,24 +80,30 @@ class TFDSSource:
 
     def __init__(self, name, split="train", data_dir=None):
         self.name, self.split = name, split
-        self._builder = _prepared_builder(name, data_dir)
+        self._builder = prepared_builder(name, data_dir)
         features = self._builder.info.features
         self._image, self._label = (_feature_of(features, kind, name) for kind in ("Image", "ClassLabel"))
-        if split not in self._builder.info.splits:
-            raise ValueError(f"{name} has the splits {', '.join(self._builder.info.splits)}. Received: {split!r}")
+        self._check_split()
         self.class_names = tuple(features[self._label].names or map(str, range(features[self._label].num_classes)))
 
     def __len__(self):
         return self._builder.info.splits[self.split].num_examples
 
-    def read(self, start, stop):
+    def _check_split(self):
+        splits = self._builder.info.splits
+        if self.split not in splits:
+            raise ValueError(f"{self.name} has the splits {', '.join(splits)}. Received: {self.split!r}")
+
+    def examples(self, start, stop):
+        """The data set's own examples of a range, as dicts, with the images still encoded."""
         stop = min(stop, len(self))
         if start >= stop:
-            return
+            return iter(())
         array_record = self._builder.info.file_format.value == "array_record"
-        for place, example in enumerate(
-            (self._array_records if array_record else self._tf_records)(start, stop), start
-        ):
+        return (self._array_records if array_record else self._tf_records)(start, stop)
+
+    def read(self, start, stop):
+        for place, example in enumerate(self.examples(start, stop), start):
             yield Example(_bytes(example[self._image]), int(example[self._label]), _key(example, self.split, place))
 
     def _array_records(self, start, stop):
@@ -120,7 +126,8 @@ class TFDSSource:
         return {self._image: tfds.decode.SkipDecoding()}
 
 
-def _prepared_builder(name, data_dir):
+def prepared_builder(name, data_dir):
+    """The builder of a data set of TensorFlow Datasets. Raises FileNotFoundError, and says what to do, without one."""
     from fcdm_keras.hub import hide_tensorflow_gpus
 
     hide_tensorflow_gpus()

@@ -13,10 +13,10 @@ class Evaluate(StepCallback):
     Args:
         task: a task over the trainer's backbone, e.g. `ClassToImage`.
         judge: `judge(images, labels)` → dict of floats, such as `score_digits` or a `suite.Judge`.
-        labels: labels of the images `(N,)`.
+        labels: labels, or whatever the images' conditions are, an array `(N, …)`.
         every: steps between scores; 0 is never.
         writers: callables that take a dict of `step` and the scores.
-        **options: passed to `task.generate`.
+        **options: passed to `task.draw`.
     """
 
     def __init__(self, task, judge, labels, every, writers, **options):

@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 IMPLEMENTATIONS = ("auto", "fast", "plain")
+TINY = 4  # pixels
 
 _depthwise = importlib.import_module(f"fcdm_keras.kernels.depthwise_{keras.backend.backend()}")
 _pointwise = importlib.import_module(f"fcdm_keras.kernels.pointwise_{keras.backend.backend()}")
@@ -38,6 +39,28 @@ def depthwise_conv(x, kernel, implementation="auto"):
     if implementation == "plain":
         return ops.depthwise_conv(x, kernel, padding="same", data_format="channels_last")
     return _depthwise.depthwise_conv(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel))
+
+
+def conv3x3(x, kernel):
+    """3×3 convolution, stride 1, zero padding that keeps the size.
+
+    On JAX feature maps of at most `TINY` pixels are one matrix product: XLA's gradients of the kernel take 12 to 50
+    times as long there on CPUs (batch 64, 2×2 pixels, 256 to 512 channels: 993 ms, and 19 ms as a product).
+
+    Args:
+        x: `(B, H, W, C)`.
+        kernel: `(3, 3, C, channels)`, dtype of `x`.
+
+    Returns:
+        `(B, H, W, channels)`.
+    """
+    height, width, channels = x.shape[1:]
+    if keras.backend.backend() != "jax" or None in (height, width) or height * width > TINY:
+        return ops.conv(x, kernel, padding="same", data_format="channels_last")
+    padded = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    patches = ops.concatenate(shifted, axis=-1)  # (B, H, W, 9C)
+    return ops.matmul(patches, ops.reshape(kernel, (9 * channels, -1)))
 
 
 def linear(x, kernel, bias):

@@ -1,0 +1,226 @@
+"""Text encoders: prompts to pooled embeddings, and embeddings on disk that know what made them."""
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+_ERRORS = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError, "OSError": OSError}
+
+
+class OpenCLIPTextEncoder:
+    """The text tower of an open_clip model, run by PyTorch in a process of its own under every Keras backend.
+
+    Prompts beyond the tower's number of tokens (77 for CLIP) are cut, with a warning that names them.
+
+    Args:
+        model: name from `open_clip.list_models()`, or the path of a model configuration (`.json`). Weights files of
+            OpenAI need the names that end in `-quickgelu`; the tag `openai` takes care of it.
+        pretrained: tag of weights to download, a weights file, or `None` for an untrained tower.
+        seed: of the untrained tower's weights.
+        device: PyTorch device; default the GPU if there is one.
+        batch_size: prompts encoded at once.
+
+    Attributes:
+        embedding_dim: D, size of the embeddings.
+        context_length: tokens of the longest prompt that is not cut, start and end included.
+        truncated: places of the prompts that the last `encode` cut.
+
+    Raises:
+        ValueError: unknown model or tag, or a file that holds other weights.
+        OSError: there is no such file, the weights cannot be downloaded, or open_clip cannot be started.
+
+    Example:
+
+    ```python
+    encoder = OpenCLIPTextEncoder("ViT-L-14", "openai")
+    embeddings = encoder.encode(["a red bus", ""])  # float32 (2, 768); "" is "no prompt"
+    ```
+    """
+
+    def __init__(self, model="ViT-L-14", pretrained="openai", seed=0, device=None, batch_size=128):
+        if not isinstance(model, str) or not isinstance(pretrained, (str, type(None))):
+            raise ValueError(f"model must be a string, pretrained one or None. Received: {model!r}, {pretrained!r}")
+        self.model, self.pretrained, self.seed = absolute(model), absolute(pretrained), int(seed)
+        self.batch_size = batch_size
+        self.truncated = []
+        self._start({"model": self.model, "pretrained": self.pretrained, "seed": self.seed, "device": device})
+        if pretrained is None:
+            print(
+                f"The text encoder {model} is UNTRAINED (pretrained=None, seed {seed}): its embeddings tell prompts "
+                "apart, and know nothing of what words mean.",
+                file=sys.stderr,
+            )
+
+    def _start(self, settings):
+        program = Path(__file__).with_name("open_clip_worker.py")
+        # In a session of its own Ctrl-C does not reach it; it ends when its input does, however we end.
+        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
+        self._process = subprocess.Popen([sys.executable, "-P", str(program)], **options)
+        facts, _ = self._ask(settings)
+        self.embedding_dim, self.context_length = facts["embedding_dim"], facts["context_length"]
+        self._weights_hash = facts["weights_hash"]
+
+    def _ask(self, message):
+        """Sends one line; returns the answer's facts, and its array if there is one."""
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise OSError(
+                f"The process of the text encoder {self.model} ended with exit code {self._process.wait()}; is "
+                "open_clip installed (pip install 'fcdm-keras[t2i]'), and is there enough memory?"
+            )
+        facts = json.loads(line)
+        if "error" in facts:
+            raise _ERRORS[facts["error"]](facts["message"])
+        if "shape" not in facts:
+            return facts, None
+        data = self._process.stdout.read(4 * int(np.prod(facts["shape"])))
+        return facts, np.frombuffer(data, np.float32).reshape(facts["shape"])
+
+    def encode(self, prompts):
+        """Pooled embeddings of prompts.
+
+        Args:
+            prompts: a list of strings; `""` means "no prompt".
+
+        Returns:
+            float32 NumPy array `(N, D)`, not normalised.
+
+        Raises:
+            ValueError: for an empty list or anything else that is no list of strings.
+        """
+        check_prompts(prompts)
+        embeddings, truncated = [], []
+        for start in range(0, len(prompts), self.batch_size):
+            facts, part = self._ask(list(prompts[start : start + self.batch_size]))
+            embeddings.append(part)
+            truncated += [start + place for place in facts["truncated"]]
+        self.truncated = truncated
+        if truncated:
+            named = ", ".join(f"{prompts[place].strip()[:40]!r}…" for place in truncated[:3])
+            warnings.warn(
+                f"{len(truncated)} of {len(prompts)} prompts have more than {self.context_length} tokens and were cut: "
+                f"{named}{', …' if len(truncated) > 3 else ''}.",
+                stacklevel=2,
+            )
+        return np.concatenate(embeddings)
+
+    def weights_hash(self):
+        """A checksum of the tower's weights, hexadecimal."""
+        return self._weights_hash
+
+    def identity(self):
+        """What embeddings must agree in to be of the same encoder, for JSON."""
+        return {
+            "model": os.path.basename(self.model),
+            "weights_hash": self._weights_hash,
+            "embedding_dim": self.embedding_dim,
+        }
+
+    def settings(self):
+        """What makes this encoder again, for JSON."""
+        return {"model": self.model, "pretrained": self.pretrained, "seed": self.seed}
+
+    def close(self):
+        """Ends the process."""
+        process = getattr(self, "_process", None)
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            process.stdout.close()
+            process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def __del__(self):
+        self.close()
+
+
+def absolute(name):
+    """The absolute path of a file that is there; any other name as it is."""
+    return os.path.abspath(name) if name is not None and os.path.isfile(name) else name
+
+
+def check_prompts(prompts):
+    """Raises ValueError unless `prompts` is a list of strings with at least one."""
+    if not isinstance(prompts, (list, tuple)):
+        raise ValueError(f"Prompts must be a list of strings. Received: {type(prompts).__name__} {str(prompts)[:60]!r}")
+    if not prompts:
+        raise ValueError("Prompts must be a list with at least one string. Received: an empty list")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"Prompts must be strings. Received: {prompt!r} ({type(prompt).__name__}) as number {i}")
+
+
+def check_same_encoder(stored, encoder, where):
+    """Raises ValueError unless a stored identity is an encoder's.
+
+    Args:
+        stored: dict with the keys of `OpenCLIPTextEncoder.identity`.
+        encoder: the encoder.
+        where: what the identity was stored with, to begin the sentence.
+    """
+    own = encoder.identity()
+    different = [f"{name} {stored.get(name)} there, {own[name]} here" for name in own if stored.get(name) != own[name]]
+    if different:
+        raise ValueError(
+            f"{where} is of another text encoder ({'; '.join(different)}): give the model and weights that made it, or "
+            "make it again in another place."
+        )
+
+
+def captions_hash(captions):
+    """A checksum of a list of strings and its order, hexadecimal."""
+    return hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()[:32]
+
+
+def cached_embeddings(encoder, captions, path):
+    """Embeddings of captions, from the file `path` if they are there, else encoded and written to it.
+
+    Args:
+        encoder: an `OpenCLIPTextEncoder`.
+        captions: list of strings.
+        path: file (`.npz`) of `embeddings`, `captions` (a checksum) and the encoder's identity.
+
+    Returns:
+        float32 `(N, D)`.
+
+    Raises:
+        ValueError: the file is of another encoder or other captions, or damaged. It is left as it is.
+    """
+    path, checksum = Path(path), captions_hash(captions)
+    if not path.exists():
+        embeddings = encoder.encode(captions)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".unfinished-{path.name}")
+        with open(unfinished, "wb") as file:
+            np.savez(file, embeddings=embeddings, captions=checksum, encoder=json.dumps(encoder.identity()))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        return embeddings
+    try:
+        with np.load(path) as arrays:
+            stored, made_of = json.loads(str(arrays["encoder"])), str(arrays["captions"])
+            embeddings = arrays["embeddings"]
+    except Exception as error:  # zipfile, zlib and NumPy each have their own
+        raise ValueError(f"The embeddings in {path} cannot be read ({error}): remove the file.") from None
+    check_same_encoder(stored, encoder, f"The file of embeddings {path}")
+    if made_of != checksum or embeddings.shape != (len(captions), encoder.embedding_dim):
+        raise ValueError(f"The embeddings in {path} are of other captions: remove the file, or give another one.")
+    return embeddings
