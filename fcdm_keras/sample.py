@@ -63,7 +63,8 @@ class PNGFolder:
                 os.replace(temporary, self.path(i))
 
     def finish(self, labels):
-        pass
+        for leftover in self.folder.glob(".unfinished-*.png"):  # of a process that was killed
+            leftover.unlink()
 
     def first(self, count):
         import numpy as np

@@ -72,7 +72,7 @@ def test_the_file_is_read_by_numpy_and_holds_the_images_in_order(whole, tmp_path
 
 @pytest.mark.parametrize("batches", [0, 1, 3, 5])
 def test_a_stopped_run_goes_on_to_the_same_files(one_task, preset, whole, tmp_path, monkeypatch, batches):
-    """Stopped before any batch, in the middle, and with a row cut short."""
+    """Stopped before any batch, in the middle, and with files cut short."""
     generate, calls = one_task.generate, []
 
     def stopping(labels, **options):
@@ -85,8 +85,8 @@ def test_a_stopped_run_goes_on_to_the_same_files(one_task, preset, whole, tmp_pa
         patch.setattr(one_task, "generate", stopping)
         draw(preset, tmp_path)
     assert not (tmp_path / "samples.npz").exists() and len(list(tmp_path.glob("0*.png"))) == min(2 * batches, 11)
-    with open(tmp_path / "samples.npz.part", "ab") as file:
-        file.write(b"cut")
+    (tmp_path / "samples.npz.parts" / ".unfinished-host-1.npy").write_bytes(b"cut")
+    (tmp_path / ".unfinished-host-1.png").write_bytes(b"cut")
     if batches:
         (tmp_path / "000001.png").unlink()
     draw(preset, tmp_path)
@@ -109,12 +109,12 @@ def test_a_killed_process_goes_on_to_the_same_file(preset, tmp_path):
     flags = ("--num-samples", "40", "--num-sampling-steps", "2", "--batch-size", "1", "--npz", "--no-png")
     command = [sys.executable, "-c", SLOWED, str(preset), *flags, "--output", str(tmp_path / "killed")]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ, stderr=subprocess.DEVNULL)
-    part = tmp_path / "killed" / "samples.npz.part"
-    while process.poll() is None and not (part.exists() and part.stat().st_size > 1_000):
+    parts = tmp_path / "killed" / "samples.npz.parts"
+    while process.poll() is None and not len(list(parts.glob("0*.npy"))) > 3:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert part.exists() and not (tmp_path / "killed" / "samples.npz").exists()
+    assert 3 < len(list(parts.glob("0*.npy"))) < 40 and not (tmp_path / "killed" / "samples.npz").exists()
     for name in ("killed", "fresh"):
         sample.main([str(preset), *flags, "--output", str(tmp_path / name)])
     assert contents(tmp_path / "killed") == contents(tmp_path / "fresh")
