@@ -124,43 +124,45 @@ def test_depthwise_conv_recomputed():
     assert_close(actual, oracle(x, kernel, upstream))
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow traces with unknown sizes")
-@pytest.mark.parametrize("jit_compile", [None, True])
-def test_depthwise_conv_with_unknown_sizes(jit_compile):
-    import tensorflow as tf
+if BACKEND == "tensorflow":  # only TensorFlow traces with unknown sizes
 
-    def run(x, kernel, upstream):
-        with tf.GradientTape() as tape:
-            tape.watch((x, kernel))
-            y = kernels.depthwise_conv(x, kernel)
-        return y, *tape.gradient(y, (x, kernel), upstream)
+    @pytest.mark.parametrize("jit_compile", [None, True])
+    def test_depthwise_conv_with_unknown_sizes(jit_compile):
+        import tensorflow as tf
 
-    maps = tf.TensorSpec((None, None, None, 6), tf.float32)
-    run = tf.function(run, [maps, tf.TensorSpec((7, 7, 6, 1), tf.float32), maps], jit_compile=jit_compile)
-    for shape in ((2, 5, 9, 6, 7), (1, 8, 40, 6, 7)):
-        x, kernel, upstream = example(shape)
-        actual = run(*(tf.constant(a, tf.float32) for a in (x, kernel, upstream)))
-        assert_close([a.numpy() for a in actual], oracle(x, kernel, upstream))
+        def run(x, kernel, upstream):
+            with tf.GradientTape() as tape:
+                tape.watch((x, kernel))
+                y = kernels.depthwise_conv(x, kernel)
+            return y, *tape.gradient(y, (x, kernel), upstream)
+
+        maps = tf.TensorSpec((None, None, None, 6), tf.float32)
+        run = tf.function(run, [maps, tf.TensorSpec((7, 7, 6, 1), tf.float32), maps], jit_compile=jit_compile)
+        for shape in ((2, 5, 9, 6, 7), (1, 8, 40, 6, 7)):
+            x, kernel, upstream = example(shape)
+            actual = run(*(tf.constant(a, tf.float32) for a in (x, kernel, upstream)))
+            assert_close([a.numpy() for a in actual], oracle(x, kernel, upstream))
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="only JAX partitions one program over devices here")
-def test_depthwise_conv_keeps_the_batch_sharded():
-    import jax
-    from jax.sharding import NamedSharding, PartitionSpec
+if BACKEND == "jax":  # only JAX partitions one program over devices here
 
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
-    batch = NamedSharding(mesh, PartitionSpec("batch"))
-    devices = len(mesh.devices)
-    x, kernel, upstream = example((2 * devices, 4, 4, 8, 3))
+    def test_depthwise_conv_keeps_the_batch_sharded():
+        import jax
+        from jax.sharding import NamedSharding, PartitionSpec
 
-    def gradients(x, kernel, upstream):
-        y, pull_back = jax.vjp(kernels.depthwise_conv, x, kernel)
-        return y, *pull_back(upstream)
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+        batch = NamedSharding(mesh, PartitionSpec("batch"))
+        devices = len(mesh.devices)
+        x, kernel, upstream = example((2 * devices, 4, 4, 8, 3))
 
-    arguments = [jax.device_put(a.astype("float32"), s) for a, s in ((x, batch), (kernel, None), (upstream, batch))]
-    compiled = jax.jit(gradients).lower(*arguments).compile()
-    assert "all-gather" not in compiled.as_text()
-    assert_close([np.asarray(a) for a in compiled(*arguments)], oracle(x, kernel, upstream))
+        def gradients(x, kernel, upstream):
+            y, pull_back = jax.vjp(kernels.depthwise_conv, x, kernel)
+            return y, *pull_back(upstream)
+
+        arguments = [jax.device_put(a.astype("float32"), s) for a, s in ((x, batch), (kernel, None), (upstream, batch))]
+        compiled = jax.jit(gradients).lower(*arguments).compile()
+        assert "all-gather" not in compiled.as_text()
+        assert_close([np.asarray(a) for a in compiled(*arguments)], oracle(x, kernel, upstream))
 
 
 @pytest.mark.parametrize(

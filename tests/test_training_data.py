@@ -216,18 +216,19 @@ def test_memory_counts_what_training_holds():
     assert memory.training_memory(half, 32).activations == xl.activations // 4
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="only PyTorch tells what it keeps for the backward pass")
-def test_activations_are_what_pytorch_keeps():
-    import torch
+if keras.backend.backend() == "torch":  # only PyTorch tells what it keeps for the backward pass
 
-    config = TrainConfig("x", "digits", "XS", 16, 10, 1, latent_channels=4, global_batch_size=4)
-    backbone = runs.build_backbone(config)
-    kept = {}
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: kept.setdefault((t.data_ptr(), t.shape), t.numel() * t.element_size()) and t, lambda t: t
-    ):
-        x_t, steps = torch.zeros(4, 16, 16, 4), torch.zeros(4, dtype=torch.int32)
-        backbone({"x_t": x_t, "timesteps": steps, "labels": steps}, training=True)
-    weights = {v.value.data_ptr() for v in backbone.variables}
-    total = sum(size for (pointer, _), size in kept.items() if pointer not in weights)
-    assert memory.training_memory(config, 16).activations == pytest.approx(total, rel=0.3)
+    def test_activations_are_what_pytorch_keeps():
+        import torch
+
+        config = TrainConfig("x", "digits", "XS", 16, 10, 1, latent_channels=4, global_batch_size=4)
+        backbone = runs.build_backbone(config)
+        kept = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.setdefault((t.data_ptr(), t.shape), t.numel() * t.element_size()) and t, lambda t: t
+        ):
+            x_t, steps = torch.zeros(4, 16, 16, 4), torch.zeros(4, dtype=torch.int32)
+            backbone({"x_t": x_t, "timesteps": steps, "labels": steps}, training=True)
+        weights = {v.value.data_ptr() for v in backbone.variables}
+        total = sum(size for (pointer, _), size in kept.items() if pointer not in weights)
+        assert memory.training_memory(config, 16).activations == pytest.approx(total, rel=0.3)
