@@ -35,7 +35,7 @@ FLAGS = (
     f"--sample-every={STEPS}", "--num-sampling-steps=2", "--ema-decay=0.9", "--no-ema-warmup",
 )  # fmt: skip
 MICRO_BATCHES = ("--accumulation-steps=2", "--gradient-checkpointing")
-TORCHRUN = (str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node=2", "--max-restarts=3")
+TORCHRUN = (str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node=2", "--max-restarts=1")
 SEVERAL_DEVICES = {
     "jax": {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
     "tensorflow": {"LOGICAL_DEVICES": "2"},

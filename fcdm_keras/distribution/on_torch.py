@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import torch
 import torch.distributed
+from torch.distributed.rendezvous import rendezvous
 
 
 def connect(launcher, timeout, heartbeat):
@@ -20,10 +21,15 @@ def connect(launcher, timeout, heartbeat):
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     engines = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(engines, timeout=datetime.timedelta(seconds=timeout))
+    limit = datetime.timedelta(seconds=timeout)
+    store, rank, count = next(rendezvous("env://", timeout=limit))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # On one host torchrun keeps its store through restarts, and with it the addresses of processes that are dead.
+        store = torch.distributed.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    torch.distributed.init_process_group(engines, store=store, rank=rank, world_size=count, timeout=limit)
     # What a process may wait for another in training: one that draws or judges images takes its time.
     torch.distributed.set_timeout(datetime.timedelta(minutes=30))
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return rank, count
 
 
 def devices():
