@@ -22,7 +22,10 @@ def connect(launcher, timeout, heartbeat):
     if launcher == launch.SLURM:
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(auto_set_gpu=False)
     options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=1800)
-    _strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    try:
+        _strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    except tf.errors.OpError as error:
+        raise RuntimeError(error.message) from None
     resolver = _strategy.cluster_resolver
     if launcher == launch.TF_CONFIG:
         return launch.tf_config()
