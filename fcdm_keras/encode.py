@@ -121,10 +121,9 @@ def run(options, source=None):
             f"{job.launcher}, share the work without it."
         )
     source = source or open_source(options.source, options.split, options.data_dir)
-    say = print if distribution.is_main() else lambda text: None
-    say(f"{options.source}: {len(source):,} images{_of_classes(len(source.class_names))}")
+    distribution.say(f"{options.source}: {len(source):,} images{_of_classes(len(source.class_names))}")
     if getattr(source, "other_files", 0):
-        say(f"{source.other_files:,} files are no images by their names and are left out.")
+        distribution.say(f"{source.other_files:,} files are no images by their names and are left out.")
     autoencoder = KLAutoencoder.from_diffusers(options.vae)
     encoder = StoreEncoder(
         options.output,

@@ -97,7 +97,7 @@ def fit_run(config, folder, kind=ClassRun):
     backbone = run.build_backbone()
     if config.init_from and not manager.steps():
         done = runs.copy_weights(run.load_backbone(config.init_from), backbone)
-        _say(f"Started from {config.init_from}: {done}.")
+        distribution.say(f"Started from {config.init_from}: {done}.")
     trainer = runs.build_trainer(config, backbone)
     start = manager.restore(trainer) or 0
     task = run.build_task(trainer.backbone)
@@ -172,23 +172,18 @@ def _evaluation(run, task, tensorboard, start):
     return [Evaluate(task, judge, conditions, config.eval_every, writers, **drawing(config))]
 
 
-def _say(text):
-    if distribution.is_main():
-        print(text)
-
-
 def _describe(run, trainer, start):
     config, data = run.config, run.data
-    _say(
+    distribution.say(
         f"{run.folder}: FCDM-{config.model}, {trainer.backbone.count_params():,} parameters, Keras {keras.__version__} "
         f"on {keras.backend.backend()}, {config.steps:,} steps of {config.global_batch_size} images"
         + (f", resumed at step {start:,}" if start else "")
     )
     side = config.image_size // data.autoencoder.downsampling_factor
     placed = distribution.job()
-    _say(f"data: {data.description}\ndevices: {distribution.describe()}")
+    distribution.say(f"data: {data.description}\ndevices: {distribution.describe()}")
     parameters = trainer.backbone.count_params()
-    _say(describe_memory(config, side, placed.data_parallel, placed.model_parallel, parameters))
+    distribution.say(describe_memory(config, side, placed.data_parallel, placed.model_parallel, parameters))
     if placed.model_parallel > 1:
         held, whole = distribution.device_bytes([*trainer.variables, *trainer.optimizer.variables])
-        _say(f"weights, EMA and moments: {gib(held)} on each device, of {gib(whole)}")
+        distribution.say(f"weights, EMA and moments: {gib(held)} on each device, of {gib(whole)}")

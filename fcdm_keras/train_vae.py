@@ -122,8 +122,7 @@ def train(config, folder, images, held_out):
     start = manager.restore(trainer) or 0
     average = averaged(trainer)
     main = distribution.is_main()
-    say = print if main else lambda text: None
-    say(
+    distribution.say(
         f"{folder}: autoencoder of factor {config.downsampling_factor}, {trainer.autoencoder.count_params():,} "
         f"parameters, {len(images):,} images of {config.source}, {len(held_out):,} crops held out, Keras "
         f"{keras.__version__} on {keras.backend.backend()}, {config.steps:,} steps of {config.batch_size} crops"
@@ -203,13 +202,12 @@ def run(config, folder):
 
     check_agreement(dataclasses.asdict(config))
     check_shared(folder)
-    say = print if distribution.is_main() else lambda text: None
     images, held_out, notes = open_images(config.source, config.image_size, config.resize)
     for note in notes:
-        say(f"note: {note}")
+        distribution.say(f"note: {note}")
     autoencoder = train(config, folder, images, held_out)
     for file, reason in getattr(images, "skipped", {}).items():
-        say(f"note: {file} was left out: {reason}")
+        distribution.say(f"note: {file} was left out: {reason}")
     return export(config, autoencoder, folder, images, held_out)
 
 

@@ -60,6 +60,12 @@ def is_main():
     return job().process_index == 0
 
 
+def say(text):
+    """Prints, in the first process only."""
+    if is_main():
+        print(text)
+
+
 @contextlib.contextmanager
 def setup(devices=None, model_parallel=1, connect_timeout=50):
     """Connects the processes of a job and spreads what is built in this context over their devices.
@@ -285,5 +291,5 @@ def host_arrays(values):
 
 __all__ = [
     "Job", "agree", "alone", "barrier", "batch_rows", "check_batch", "check_model", "describe", "device_bytes",
-    "gather", "gather_texts", "host_arrays", "is_main", "job", "readable", "setup", "share", "write_once",
+    "gather", "gather_texts", "host_arrays", "is_main", "job", "readable", "say", "setup", "share", "write_once",
 ]  # fmt: skip
