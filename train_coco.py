@@ -49,11 +49,8 @@ def with_data(config, options):
     Raises ValueError or OSError, in one sentence, if there is nothing to train on.
     """
     if config.dataset == "shapes":
-        if config.image_size != 32 or config.latent_channels not in (3, 12, 48) or config.latents:
-            raise ValueError(
-                "the shapes are 32 pixels wide and drawn, and blocks of 1, 2×2 or 4×4 pixels make 3, 12 or 48 latent "
-                "channels; leave out --image-size, --latent-channels and --latents."
-            )
+        if config.image_size != 32 or config.latents:
+            raise ValueError("the shapes are drawn, 32 pixels wide; leave out --image-size and --latents.")
         return config
     if config.eval_every and not config.eval_reference:
         raise ValueError("--eval-every scores images against a reference: give one with --eval-reference REF.npz.")

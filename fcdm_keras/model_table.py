@@ -19,6 +19,7 @@ def count(
     width=32,
     *,
     num_classes=1000,
+    embedding_dim=None,
     in_channels=4,
     out_channels=None,
     expansion_ratio=3,
@@ -30,6 +31,7 @@ def count(
     Args:
         size: a `ModelSize`.
         height, width: size of x_t, divisible by 4.
+        embedding_dim: size of the text embeddings that stand where classes do, if they do.
         num_classes, in_channels, …: as in `FCDMBackbone`.
 
     Returns:
@@ -60,7 +62,14 @@ def count(
     for d, _ in levels:
         add(frequency_dim * d, d, 1)
         add(d * d, d, 1)
-        add((num_classes + 1) * d, 0, 0)  # label table
+        if embedding_dim is None:
+            add((num_classes + 1) * d, 0, 0)  # label table
+        else:
+            hidden = max(d, embedding_dim)
+            add(embedding_dim * hidden, hidden, 1)  # its MLP
+            add(hidden * d, d, 1)
+    if embedding_dim is not None:  # whitening, mean and null embedding, which are not trained
+        add(embedding_dim**2, 2 * embedding_dim, 1)
     add(9 * in_channels * c, c, full)  # x_embedder
     for (d, pixels), (deeper, deeper_pixels) in zip(levels, levels[1:], strict=False):
         add(9 * d * deeper // 4, 0, pixels)  # down

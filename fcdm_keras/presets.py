@@ -286,10 +286,11 @@ def config_from_json(text, config_class=TrainConfig, others=False):
     """
     try:
         values = json.loads(text)
-        if others:
-            names = {field.name for field in dataclasses.fields(config_class)}
-            values = {name: value for name, value in values.items() if name in names}
-        config = config_class(**values)
+        names = {field.name for field in dataclasses.fields(config_class)}
+        unknown = [name for name in values if name not in names]
+        if unknown and not others:
+            raise ValueError(f"it is of another kind of run, with {unknown[0]}")
+        config = config_class(**{name: value for name, value in values.items() if name in names})
         check_config(config)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"This is no configuration of a run ({error}).") from None

@@ -85,8 +85,10 @@ def model_size(run):
     from fcdm_keras.presets import MODEL_SIZES
 
     config, side = run.config, _latent_side(run)
-    sizes = {"num_classes": config.num_classes, "in_channels": config.latent_channels}
-    parameters, macs = count(MODEL_SIZES[config.model], side, side, **sizes)
+    text = run.folder / "text.json"  # of runs on text embeddings
+    embedding_dim = _read_json(text)["identity"]["embedding_dim"] if text.exists() else None
+    condition = {"num_classes": config.num_classes, "embedding_dim": embedding_dim}
+    parameters, macs = count(MODEL_SIZES[config.model], side, side, in_channels=config.latent_channels, **condition)
     return parameters / 1e6, macs / 1e9
 
 
@@ -94,7 +96,8 @@ def _latent_side(run):
     store = run.folder / "latents.json"  # of runs on a latent store
     if store.exists():
         return json.loads(store.read_text(encoding="utf-8"))["latent_shape"][0]
-    return run.config.image_size if run.config.dataset == "digits" else run.config.image_size // 8  # SD's autoencoder
+    factor = {"digits": 1, "shapes": 4}.get(run.config.dataset, 8)  # the last is SD's autoencoder's
+    return run.config.image_size // factor
 
 
 def our_rows(run):

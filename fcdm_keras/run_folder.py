@@ -46,7 +46,9 @@ def stored_config(folder, config_class=TrainConfig, others=False):
     try:
         return config_from_json(file.read_text(), config_class, others)
     except ValueError as error:
-        raise ValueError(f"{file} cannot be read; remove it, or give another --results-dir: {error}") from None
+        raise ValueError(
+            f"{file} does not fit; give another run folder, or remove it if it is damaged: {error}"
+        ) from None
 
 
 def _check_same(stored, config, folder, may_change):

@@ -4,16 +4,24 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from fcdm_keras.initializers import Normal
+from fcdm_keras.initializers import XavierUniform
+
+SOFTNESS = 0.3  # of the whitening, in standard deviations of a feature
 
 
 @keras.saving.register_keras_serializable("t2i")
 class TextConditioning(layers.Layer):
-    """One MLP per width (Linear, SiLU, Linear, as the timestep's) on standardised text embeddings.
+    """One MLP per width (Linear, SiLU, Linear) on standardised text embeddings.
 
     A conditioning module as described in `fcdm_keras.conditioning`. `call` takes text embeddings `(B, embedding_dim)`
-    and standardises them: CLIP's pooled features share a mean much larger than their differences. The statistics and
-    the embedding of the empty prompt, which means "no prompt", are weights that are not trained; `adapt` sets them.
+    and standardises them, for CLIP's pooled features share a mean much larger than their differences, and few
+    directions, such as a prompt's length, take most of the variance: the mean is subtracted, each feature divided by
+    its standard deviation, and each principal direction, of standard deviation s, by s + 0.3. The statistics and the
+    embedding of the empty prompt, which means "no prompt", are weights that are not trained; `adapt` sets them.
+
+    The paper gives neither the MLPs' hidden widths nor their first weights. Here the hidden layers are as wide as the
+    embedding or as the vector, whichever is wider, and Xavier-uniform: as narrow and small as the timestep's, the MLPs
+    pass on hardly any difference between prompts for thousands of steps.
 
     Args:
         embedding_dim: D, size of the pooled text embeddings.
@@ -30,21 +38,22 @@ class TextConditioning(layers.Layer):
         self.widths = widths and tuple(widths)
 
     def build(self, input_shape=None):
-        def statistic(name, initial):
-            return self.add_weight(name=name, shape=(self.embedding_dim,), initializer=initial, trainable=False)
+        def statistic(name, initial, axes=1):
+            return self.add_weight(name=name, shape=(self.embedding_dim,) * axes, initializer=initial, trainable=False)
 
-        self.mean, self.std = statistic("mean", "zeros"), statistic("std", "ones")
+        self.mean, self.whitening = statistic("mean", "zeros"), statistic("whitening", "identity", axes=2)
         self.null_embedding = statistic("null_embedding", "zeros")
-        options = {"kernel_initializer": Normal(0.02), "dtype": "float32"}
-        levels = list(enumerate(self.widths, start=1))
-        self.hidden = [layers.Dense(width, name=f"hidden_{level}", **options) for level, width in levels]
-        self.out = [layers.Dense(width, name=f"out_{level}", **options) for level, width in levels]
-        for hidden, out, width in zip(self.hidden, self.out, self.widths):
-            hidden.build((None, self.embedding_dim))
-            out.build((None, width))
+        options = {"kernel_initializer": XavierUniform(), "dtype": "float32"}
+        self.hidden, self.out = [], []
+        for level, width in enumerate(self.widths, start=1):
+            hidden_width = max(width, self.embedding_dim)
+            self.hidden.append(layers.Dense(hidden_width, name=f"hidden_{level}", **options))
+            self.out.append(layers.Dense(width, name=f"out_{level}", **options))
+            self.hidden[-1].build((None, self.embedding_dim))
+            self.out[-1].build((None, hidden_width))
 
     def adapt(self, embeddings, null_embedding):
-        """Takes mean and standard deviation of embeddings, and what the empty prompt's is.
+        """Takes the statistics of embeddings, and what the empty prompt's is.
 
         Args:
             embeddings: those of the training captions, `(N, D)`.
@@ -57,23 +66,24 @@ class TextConditioning(layers.Layer):
             raise ValueError("There must be at least one text embedding. Received: none")
         null_embedding = np.asarray(null_embedding)
         self.check(null_embedding[None])
-        total, squares = np.zeros((2, self.embedding_dim))
+        total, products = np.zeros(self.embedding_dim), np.zeros((self.embedding_dim, self.embedding_dim))
         for start in range(0, len(embeddings), 65536):  # they may lie on disk
             part = np.asarray(embeddings[start : start + 65536], np.float64)
             self.check(part)
+            part = part - null_embedding
             total += part.sum(axis=0)
-            squares += np.square(part - null_embedding).sum(axis=0)
+            products += part.T @ part
         mean = total / len(embeddings)
-        std = np.sqrt(np.maximum(squares / len(embeddings) - np.square(mean - null_embedding), 0.0))
-        self.mean.assign(mean.astype(np.float32))
-        self.std.assign(np.where(std > 1e-5, std, 1.0).astype(np.float32))  # a constant feature says nothing
+        covariance = products / len(embeddings) - np.outer(mean, mean)
+        self.mean.assign((mean + null_embedding).astype(np.float32))
+        self.whitening.assign(_whitening(covariance).astype(np.float32))
         self.null_embedding.assign(null_embedding.astype(np.float32))
 
     def call(self, embeddings):
         embeddings = ops.cast(embeddings, "float32")
         if len(embeddings.shape) != 2 or embeddings.shape[-1] != self.embedding_dim:
             raise ValueError(self._expected(tuple(embeddings.shape)))
-        standard = (embeddings - self.mean) / self.std
+        standard = ops.matmul(embeddings - self.mean, self.whitening)
         return tuple(out(ops.silu(hidden(standard))) for hidden, out in zip(self.hidden, self.out))
 
     def null(self, batch_size):
@@ -112,3 +122,15 @@ class TextConditioning(layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "embedding_dim": self.embedding_dim, "widths": self.widths}
+
+
+def _whitening(covariance):
+    """The symmetric matrix that evens out the directions of standardised features with this covariance.
+
+    A direction of standard deviation s is divided by s + `SOFTNESS`: those that hardly vary stay small.
+    """
+    stds = np.sqrt(np.diag(covariance))
+    scale = 1.0 / np.where(stds > 1e-5, stds, 1.0)  # a constant feature says nothing
+    variances, directions = np.linalg.eigh(covariance * np.outer(scale, scale))
+    gains = 1.0 / (np.sqrt(np.maximum(variances, 0.0)) + SOFTNESS)
+    return scale[:, None] * (directions * gains) @ directions.T

@@ -18,6 +18,7 @@ class TextTrainConfig(TrainConfig):
     mirror_sided: bool = False
     num_captions: int = 4000
     share_of_two: float = 0.5
+    autoencoder_steps: int = 1500
 
     @property
     def encoder_options(self):
@@ -37,6 +38,7 @@ HELP = {
     "mirror_sided": 'also mirror images whose caption says "left" or "right"',
     "num_captions": "captions that the shapes are trained with",
     "share_of_two": "share of these that are about two shapes",
+    "autoencoder_steps": "steps that the shapes' autoencoder is trained for, before the model",
     "eval_reference": "reference that they are compared with (not for shapes), see `python -m fcdm_keras.evaluate`",
 }
 # The weights may lie elsewhere when a run is resumed; that they are the same is checked.
@@ -52,23 +54,24 @@ RECIPES = {
             model="XS",
             image_size=32,
             num_classes=1,
-            steps=1500,
-            latent_channels=3,
+            steps=3000,
+            latent_channels=6,
             latent_scale=1.0,
             flips=False,
             global_batch_size=64,
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             ema_decay=0.999,
             ema_warmup=True,
             log_every=50,
-            sample_every=500,
-            ckpt_every=250,
+            sample_every=1000,
+            ckpt_every=500,
             keep_every=0,
             sampler="ddim",
             num_sampling_steps=25,
             cfg_scale=2.0,
-            text_encoder="RN50",
+            text_encoder="ViT-S-16-alt",
             text_weights=UNTRAINED,
+            share_of_two=0.2,
         ),
         # Appendix H: 100K steps of 256 images, all else as in table 7. Not yet reproduced.
         TextTrainConfig(
@@ -93,6 +96,8 @@ def add_config_flags(parser):
 def config_from_flags(options):
     """The recipe named by parsed `options` with the flags that were given. Raises ValueError if they make no run."""
     config = presets.config_from_flags(options, RECIPES)
+    if config.autoencoder_steps < 1:
+        raise ValueError(f"autoencoder_steps must be at least 1. Received: {config.autoencoder_steps}")
     if config.num_captions < 1 or not 0 <= config.share_of_two <= 1:
         raise ValueError(
             "num_captions must be at least 1, share_of_two must lie in [0, 1]. "

@@ -2,13 +2,12 @@
 
 import functools
 import json
-import math
 
 import numpy as np
 from keras import ops
 
 from fcdm_keras import distribution, runs
-from fcdm_keras.autoencoders import Identity, SpaceToDepth
+from fcdm_keras.autoencoders import Identity
 from fcdm_keras.callbacks import SampleGrid
 from fcdm_keras.data.training_data import TrainingData, open_training_data
 from fcdm_keras.files import write_atomically
@@ -18,6 +17,7 @@ from t2i.caption_store import CaptionedSource, CaptionStore
 from t2i.conditioning import TextConditioning
 from t2i.grid import captioned_grid
 from t2i.presets import TextTrainConfig
+from t2i.shapes.autoencoder import open_autoencoder, read_autoencoder
 from t2i.shapes.data import ShapesSource, probe
 from t2i.tasks import TextToImage
 from t2i.text_encoder import OpenCLIPTextEncoder, cached_embeddings
@@ -47,7 +47,7 @@ class TextRun(ClassRun):
         encode = functools.partial(cached_embeddings, self.encoder, path=self.folder / "embeddings.npz")
         source = ShapesSource(encode, config.num_captions, config.seed, config.share_of_two)
         self.embeddings, self.null_embedding = source.embeddings, self.encoder.encode([""])[0]
-        autoencoder = shapes_autoencoder(config)
+        autoencoder = open_autoencoder(config, self.folder)
         text = f"scenes of {len(set(source.captions)):,} captions, drawn as they are read"
         return TrainingData(source, autoencoder, text, _to_latents(autoencoder))
 
@@ -107,11 +107,6 @@ class TextRun(ClassRun):
         images = np.linspace(0, len(self.captions) - 1, count).round().astype(int)
         captions = [self.captions.captions[image][0] for image in images]
         return captions, self.captions.read(images, np.zeros(count, int))
-
-
-def shapes_autoencoder(config):
-    """Blocks of pixels as channels: of f×f pixels for 3·f² latent channels."""
-    return SpaceToDepth(math.isqrt(config.latent_channels // 3))
 
 
 def _to_latents(autoencoder):
@@ -194,5 +189,5 @@ def unfinished_task(folder, autoencoder=None, text_encoder=None):
         return None
     if autoencoder is None:
         shapes = config.dataset == "shapes"
-        autoencoder = shapes_autoencoder(config) if shapes else runs.stored_autoencoder(config, folder)
+        autoencoder = read_autoencoder(config, folder) if shapes else runs.stored_autoencoder(config, folder)
     return build_task(config, backbone, text, autoencoder, text_encoder)

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import warnings
@@ -207,7 +208,7 @@ def cached_embeddings(encoder, captions, path):
     if not path.exists():
         embeddings = encoder.encode(captions)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".unfinished-{path.name}")
+        unfinished = path.with_name(f".unfinished-{path.name}-{socket.gethostname()}-{os.getpid()}")
         with open(unfinished, "wb") as file:
             np.savez(file, embeddings=embeddings, captions=checksum, encoder=json.dumps(encoder.identity()))
             file.flush()

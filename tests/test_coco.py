@@ -7,10 +7,12 @@ import re
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from helpers import to_numpy
 from PIL import Image
 from text_helpers import share_processes
 
 import train_coco
+from fcdm_keras import FCDMBackbone
 from fcdm_keras.data.latent_store import LatentStore, StoreSource
 from fcdm_keras.presets import MODEL_SIZES, ModelSize
 from t2i import encode
@@ -18,6 +20,7 @@ from t2i.caption_store import CaptionedSource, CaptionStore
 from t2i.coco import open_coco
 from t2i.presets import RECIPES
 from t2i.runs import TextRun
+from t2i.tasks import TextToImage
 from t2i.text_encoder import OpenCLIPTextEncoder
 
 VAE, SIZE, COUNT = str(GOLDEN / "vae"), 32, 5
@@ -271,7 +274,11 @@ def test_a_run_takes_latents_captions_and_the_text_encoder_from_the_store(store,
     backbone = run.build_backbone()
     embeddings = CaptionStore(store).all_embeddings().astype("float64")
     np.testing.assert_allclose(backbone.conditioning.mean, embeddings.mean(axis=0), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(backbone.conditioning.std, embeddings.std(axis=0), rtol=1e-4, atol=1e-5)
+    sizes = np.linalg.svd((embeddings - embeddings.mean(axis=0)) / embeddings.std(axis=0), compute_uv=False)
+    sizes /= np.sqrt(len(embeddings))
+    standard = (embeddings - embeddings.mean(axis=0)) @ to_numpy(backbone.conditioning.whitening)
+    found = np.linalg.svd(standard, compute_uv=False) / np.sqrt(len(embeddings))
+    np.testing.assert_allclose(found, sizes / (sizes + 0.3), rtol=1e-3, atol=1e-3)
     batch = next(iter(run.data.batches(config, 0)))
     assert batch["latents"].shape == (4, 4, 4, 4) and batch["text_embeddings"].shape == (4, 16)
     task = run.build_task(backbone)
@@ -279,6 +286,20 @@ def test_a_run_takes_latents_captions_and_the_text_encoder_from_the_store(store,
     assert run.encoder is None and json.loads((tmp_path / "text.json").read_text()) == run.text
     captions, shown = run._shown(3)
     assert captions == ["A red bus.", "The cat to the RIGHT of a bowl", "a"] and shown.shape == (3, 16)
+
+
+def test_the_script_trains_from_a_store_and_starts_from_a_class_model(store, clip, tmp_path, capsys):
+    classes = FCDMBackbone(8, (0, 0, 1, 0, 0), num_classes=3, in_channels=4)
+    classes.save_to_preset(str(tmp_path / "classes"))
+    flags = ["--sample-every=2", "--num-sampling-steps=2", "--cfg-scale=1", "--log-every=1", "--steps=2"]
+    train_coco.main(config_of(store, tmp_path, *flags, f"--init-from={tmp_path / 'classes'}"))
+    printed, run = capsys.readouterr().out, tmp_path / "coco256-xl"
+    assert "the 9 of the conditioning are made anew" in printed and "5 images" in printed
+    assert Image.open(run / "samples.png").size[0] > SIZE and json.loads((run / "scores.json").read_text())["seconds"]
+    images = TextToImage.from_preset(run).generate(["A red bus", ""], num_steps=2, guidance_scale=1.0, seed=0)
+    assert images.shape == (2, SIZE, SIZE, 3) and images.dtype == np.uint8
+    train_coco.main(config_of(store, tmp_path, *flags, "--steps=3"))
+    assert "resumed at step 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

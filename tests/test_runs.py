@@ -84,7 +84,7 @@ def test_a_damaged_configuration_is_named(folder, config):
     for damaged in ("", content[:100], content.replace('"digits"', "digits"), "[1]", '{"recipe": "digits"}'):
         (folder / "config.json").write_text(damaged)
         for use in (lambda: open_run(config), lambda: runs.load_task(folder)):
-            with pytest.raises(ValueError, match=f"^{folder}/config.json cannot be read; remove it, or give"):
+            with pytest.raises(ValueError, match=f"^{folder}/config.json does not fit; give another run"):
                 use()
 
 

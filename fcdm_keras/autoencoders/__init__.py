@@ -11,6 +11,7 @@
 
 from fcdm_keras.autoencoders.identity import Identity, to_uint8
 from fcdm_keras.autoencoders.kl import KLAutoencoder, sample_posterior
+from fcdm_keras.autoencoders.patch import PatchAutoencoder
 from fcdm_keras.autoencoders.space_to_depth import SpaceToDepth
 
-__all__ = ["Identity", "KLAutoencoder", "SpaceToDepth", "sample_posterior", "to_uint8"]
+__all__ = ["Identity", "KLAutoencoder", "PatchAutoencoder", "SpaceToDepth", "sample_posterior", "to_uint8"]

@@ -12,7 +12,7 @@ from t2i.shapes.reading import place_of, read
 from t2i.shapes.scoring import SCORES, score
 
 PROBE_SEED = 2**32  # beside the training's, so that other scenes are asked for
-SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 TITLES = {"seen": "seen", "heldout": "held out", "seen_two": "two, seen", "heldout_two": "two, held out"}
 SHOWN = 8  # pictures of each kind in the grid
 
