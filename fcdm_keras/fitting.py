@@ -42,9 +42,9 @@ class ClassRun:
         """The `TrainingData`."""
         return open_training_data(self.config, self.folder)
 
-    def load_backbone(self, source):
-        """The backbone that the run starts from."""
-        return runs.load_backbone(source)
+    def start_from(self, source, backbone):
+        """Copies the weights of the model at `source` into `backbone`. Returns what was done, in one sentence."""
+        return runs.copy_weights(runs.load_backbone(source), backbone)
 
     def build_backbone(self):
         """The backbone with fresh weights."""
@@ -96,7 +96,7 @@ def fit_run(config, folder, kind=ClassRun):
     run = kind(config, folder)
     backbone = run.build_backbone()
     if config.init_from and not manager.steps():
-        done = runs.copy_weights(run.load_backbone(config.init_from), backbone)
+        done = run.start_from(config.init_from, backbone)
         distribution.say(f"Started from {config.init_from}: {done}.")
     trainer = runs.build_trainer(config, backbone)
     start = manager.restore(trainer) or 0

@@ -59,11 +59,12 @@ def load_backbone(source):
     return find_model(source, FCDMBackbone.from_preset, lambda folder: load_task(folder).backbone)
 
 
-def copy_weights(source, target):
+def copy_weights(source, target, same_conditions=True):
     """Starts one backbone from another of the same sizes; the conditioning stays as it is where it has other shapes.
 
     Args:
         source, target: `FCDMBackbone`s, which may differ in their number of classes.
+        same_conditions: whether equal conditions mean the same in both; else the conditioning stays as it is.
 
     Returns:
         What was done, in one sentence.
@@ -80,7 +81,8 @@ def copy_weights(source, target):
     if different:
         raise ValueError(f"The weights to start from are of another network: {'; '.join(different)}.")
     old, new = source.conditioning, target.conditioning
-    same = [tuple(v.shape) for v in old.weights] == [tuple(v.shape) for v in new.weights]
+    shapes = [[tuple(v.shape) for v in conditioning.weights] for conditioning in (old, new)]
+    same = same_conditions and shapes[0] == shapes[1]
     kept, made = (source.variables, target.variables) if same else (_without(source, old), _without(target, new))
     for a, b in zip(kept, made, strict=True):
         b.assign(ops.cast(a.value, b.dtype) * 1)

@@ -17,7 +17,7 @@ class TextTrainConfig(TrainConfig):
     text_seed: int = 0
     mirror_sided: bool = False
     num_captions: int = 4000
-    share_of_two: float = 0.5
+    share_of_two: float = 0.2
     autoencoder_steps: int = 1500
 
     @property
@@ -72,7 +72,6 @@ RECIPES = {
             text_encoder="ViT-S-16-alt",
             text_weights=UNTRAINED,
             label_dropout=0.2,
-            share_of_two=0.2,
         ),
         # Appendix H: 100K steps of 256 images, all else as in table 7. Not yet reproduced.
         TextTrainConfig(

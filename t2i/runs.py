@@ -2,6 +2,7 @@
 
 import functools
 import json
+from pathlib import Path
 
 import numpy as np
 from keras import ops
@@ -64,9 +65,13 @@ class TextRun(ClassRun):
         text = f"{data.description}, with {len(self.embeddings):,} captions"
         return TrainingData(source, data.autoencoder, text, data.transform)
 
-    def load_backbone(self, source):
-        """The backbone to start from: of a text-to-image model or of a class-conditional one."""
-        return load_backbone(source)
+    def start_from(self, source, backbone):
+        """As in `ClassRun`, from a text-to-image model or a class-conditional one.
+
+        The conditioning is kept if the model at `source` had the same text encoder.
+        """
+        start = load_backbone(source)
+        return runs.copy_weights(start, backbone, stored_identity(source) == self.text["identity"])
 
     def build_backbone(self):
         """The backbone with fresh weights, and the statistics of the captions' embeddings."""
@@ -175,6 +180,15 @@ def load_backbone(source):
         return runs.load_backbone(folder)
 
     return runs.find_model(source, FCDMBackbone.from_preset, unfinished)
+
+
+def stored_identity(source):
+    """The identity of the text encoder of a run or preset folder; `None` where there is none."""
+    for file in (Path(source, "preset", "task.json"), Path(source, "task.json"), Path(source, TEXT)):
+        if file.exists():
+            content = json.loads(file.read_text(encoding="utf-8"))
+            return content["identity"] if file.name == TEXT else content["config"].get("text_identity")
+    return None
 
 
 def unfinished_task(folder, autoencoder=None, text_encoder=None):

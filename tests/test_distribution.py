@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from small_run import SMALL
 
+import train_coco
 import train_imagenet
 from fcdm_keras import FCDMBackbone, distribution, encode, presets, sample
 from fcdm_keras.data.latent_store import LatentStore
@@ -256,6 +258,25 @@ def test_latents_do_not_depend_on_the_number_of_devices(tmp_path):
     for ours, expected in zip(b[:3], a[:3]):  # mean, deviation (both float16), label
         np.testing.assert_allclose(ours.astype(float), expected.astype(float), rtol=2e-3, atol=2e-3)
     assert a[3] == b[3] and len(set(a[3])) == 10
+
+
+def test_text_to_image_on_two_processes_trains_as_on_one(tiny_clip, tmp_path):
+    """The autoencoder, the model and the scores, each made by both."""
+    flags = ["--steps=3", "--autoencoder-steps=3", "--global-batch-size=4", "--num-captions=12", "--log-every=1"]
+    flags += ["--sample-every=3", "--num-sampling-steps=1", "--cfg-scale=1", f"--text-encoder={tiny_clip}"]
+    together = [start("train_coco.py", f"--results-dir={tmp_path / 'two'}", *flags, **place) for place in places()]
+    outputs = [finished(process) for process in together]
+    assert [status for _, status in outputs] == [0, 0], outputs
+    with contextlib.redirect_stdout(io.StringIO()):
+        train_coco.main([f"--results-dir={tmp_path / 'one'}", *flags])
+    two, one = (tmp_path / name / "shapes" for name in ("two", "one"))
+    with np.load(two / "autoencoder.npz") as ours, np.load(one / "autoencoder.npz") as expected:
+        for name in expected.files:
+            np.testing.assert_allclose(ours[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    logs = [np.loadtxt(run / "log.csv", delimiter=",", skiprows=1)[:, :4] for run in (two, one)]
+    np.testing.assert_allclose(*logs, rtol=1e-4)
+    assert_same_picture(two / "samples.png", one / "samples.png")
+    assert json.loads((two / "scores.json").read_text()).keys() == json.loads((one / "scores.json").read_text()).keys()
 
 
 def test_a_process_alone_says_that_the_others_are_missing():

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -25,6 +26,7 @@ import train_coco
 from fcdm_keras import runs, sample
 from fcdm_keras.presets import MODEL_SIZES
 from fcdm_keras.report import model_size, read_run
+from fcdm_keras.run_folder import stored_config
 from t2i import presets
 from t2i import runs as text_runs
 from t2i import sample as sample_prompts
@@ -320,6 +322,22 @@ def test_an_unfinished_run_is_loaded_from_its_checkpoint(run, tmp_path):
     )
     for a, b in zip(task.backbone.variables, whole.backbone.variables, strict=True):
         np.testing.assert_array_equal(to_numpy(a), to_numpy(b), err_msg=a.path)
+
+
+def test_a_run_that_starts_from_another_keeps_the_conditioning_of_the_same_encoder_only(run):
+    config = stored_config(run, presets.TextTrainConfig)
+    identity = json.loads((run / "text.json").read_text())["identity"]
+    backbone = text_runs.build_backbone(config, DIM)
+    made = [to_numpy(v).copy() for v in backbone.conditioning.variables]
+    other = SimpleNamespace(text={"identity": {**identity, "weights_hash": "0"}})
+    assert "the 15 of the conditioning are made anew" in text_runs.TextRun.start_from(other, run, backbone)
+    for a, b in zip(made, backbone.conditioning.variables, strict=True):
+        np.testing.assert_array_equal(a, to_numpy(b), err_msg=b.path)
+    same = SimpleNamespace(text={"identity": identity})
+    assert text_runs.TextRun.start_from(same, run, backbone).startswith("all ")
+    start = TextToImage.from_preset(run).backbone.conditioning
+    for a, b in zip(start.variables, backbone.conditioning.variables, strict=True):
+        np.testing.assert_array_equal(to_numpy(a), to_numpy(b), err_msg=b.path)
 
 
 def test_recipes_and_their_flags():

@@ -1,4 +1,4 @@
-"""`AutoencoderTrainer`: `compile` / `fit` / `evaluate` for a `KLAutoencoder`."""
+"""`AutoencoderTrainer`: `compile` / `fit` / `evaluate` for a `KLAutoencoder` or `PatchAutoencoder`."""
 
 import keras
 from keras import ops
@@ -21,7 +21,7 @@ class AutoencoderTrainer(StepTrainer):
     A batch is images `(B, H, W, C)`, uint8 or float in [−1, 1], or a dict with `images`. `evaluate` uses the mean.
 
     Args:
-        autoencoder: a `KLAutoencoder`.
+        autoencoder: a `KLAutoencoder` or `PatchAutoencoder`.
         loss: `"l1"` or `"l2"`.
         kl_weight: weight of the divergence.
         ema_decay: decay of the weights' moving average, `self.ema`.
