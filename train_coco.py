@@ -37,8 +37,8 @@ def parse(arguments=None):
         sys.exit()
     if len(sys.argv) == 1:
         print(
-            "No recipe given: training `shapes` (captioned scenes, drawn as they are read), a quarter of an hour on two "
-            "CPU cores.\n"
+            "No recipe given: training `shapes` (captioned scenes, drawn as they are read), a quarter of an hour on "
+            "two CPU cores.\n"
             "For MS-COCO: python train_coco.py --recipe coco256-xl --latents DIR; all flags: --help.\n"
         )
     return config, device_options(options)
