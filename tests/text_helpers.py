@@ -27,7 +27,8 @@ def share_processes(monkeypatch):
 
     def shared(self, settings):
         key = json.dumps(settings)
-        if key not in _started:
+        # An encoder of an earlier module, deleted between modules, ends its process.
+        if key not in _started or _started[key]["_process"].stdin.closed:
             start(self, settings)
             _started[key] = {name: vars(self)[name] for name in ("_process", "embedding_dim", "context_length")}
             _started[key]["_weights_hash"] = self._weights_hash
