@@ -4,13 +4,14 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
+
+from fcdm_keras.files import replacing
 
 _ERRORS = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError, "OSError": OSError}
 
@@ -208,12 +209,8 @@ def cached_embeddings(encoder, captions, path):
     if not path.exists():
         embeddings = encoder.encode(captions)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".unfinished-{path.name}-{socket.gethostname()}-{os.getpid()}")
-        with open(unfinished, "wb") as file:
+        with replacing(path) as file:
             np.savez(file, embeddings=embeddings, captions=checksum, encoder=json.dumps(encoder.identity()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
         return embeddings
     try:
         with np.load(path) as arrays:

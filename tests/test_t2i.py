@@ -77,7 +77,7 @@ def test_vectors_are_an_mlp_of_standardised_embeddings():
     for vector, hidden, out in zip(conditioning(asked), conditioning.hidden, conditioning.out):
         x = standard @ to_numpy(hidden.kernel) + to_numpy(hidden.bias)
         expected = (x / (1 + np.exp(-x))) @ to_numpy(out.kernel) + to_numpy(out.bias)
-        np.testing.assert_allclose(to_numpy(vector), expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(to_numpy(vector), expected, rtol=1e-4, atol=1e-4)
     assert [tuple(vector.shape) for vector in conditioning(asked)] == [(3, 8), (3, 16), (3, 32)]
     assert [layer.units for layer in conditioning.hidden] == [16, 16, 32]
 

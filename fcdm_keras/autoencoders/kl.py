@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from fcdm_keras import engine
+from fcdm_keras.autoencoders.compiled import CompiledMethods
 from fcdm_keras.autoencoders.kl_layers import Decoder, Encoder
 from fcdm_keras.layers import linear
 
@@ -16,7 +16,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
-class KLAutoencoder(keras.Model):
+class KLAutoencoder(CompiledMethods, keras.Model):
     """Images to normal distributions of latents and back; see `fcdm_keras.autoencoders` for the contract.
 
     `from_diffusers` loads published weights. `encode` and `decode` are compiled and without gradients; `posterior` and
@@ -226,11 +226,6 @@ class KLAutoencoder(keras.Model):
             digest.update(f"{name} {tuple(variable.shape)}\n".encode())
             digest.update(np.ascontiguousarray(ops.convert_to_numpy(ops.cast(variable, "float32")), "<f4"))
         return digest.hexdigest()
-
-    def _run(self, method, tensor):
-        if method not in self._compiled:
-            self._compiled[method] = engine.compiled(getattr(self, method), tuple(self.weights), (0,))
-        return self._compiled[method]([v.value for v in self.weights], tensor)
 
     def _checked_images(self, images):
         return self._checked(ops.convert_to_tensor(images), "images", self.in_channels, self.downsampling_factor)

@@ -6,13 +6,14 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from fcdm_keras import engine, kernels
+from fcdm_keras import kernels
+from fcdm_keras.autoencoders.compiled import CompiledMethods
 from fcdm_keras.autoencoders.space_to_depth import SpaceToDepth
 from fcdm_keras.layers import conv, linear
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
-class PatchAutoencoder(layers.Layer):
+class PatchAutoencoder(CompiledMethods, layers.Layer):
     """Convolutions between f×f patches of pixels and a few latent channels.
 
     All layers run at 1/f of the resolution, so it costs little; `KLAutoencoder` has more detail. The latent vector of a
@@ -115,11 +116,6 @@ class PatchAutoencoder(layers.Layer):
     def decode(self, latents, batch_size=None):
         """Images of latents, float32 in [−1, 1]; `batch_size` is not needed here."""
         return self._run("reconstruct", ops.cast(latents, "float32"))
-
-    def _run(self, method, tensor):
-        if method not in self._compiled:
-            self._compiled[method] = engine.compiled(getattr(self, method), tuple(self.weights), (0,))
-        return self._compiled[method]([v.value for v in self.weights], tensor)
 
     def to_diffusion(self, latents):
         return latents

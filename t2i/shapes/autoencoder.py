@@ -1,7 +1,6 @@
 """The autoencoder of the recipe `shapes`, trained on drawn scenes in a few minutes, once per run."""
 
 import json
-import os
 import shutil
 
 import keras
@@ -12,6 +11,7 @@ from fcdm_keras.autoencoders import PatchAutoencoder
 from fcdm_keras.autoencoders.trainer import AutoencoderTrainer
 from fcdm_keras.checkpoint import CheckpointManager
 from fcdm_keras.data.batches import training_batches
+from fcdm_keras.files import replacing
 from fcdm_keras.optimizers import AdamW
 from t2i.shapes.drawing import draw_all
 from t2i.shapes.scenes import random_scene
@@ -102,9 +102,8 @@ def _train(config, folder):
     autoencoder.adapt(draw_all([random_scene(config.seed, index) for index in range(MEASURED)]))
     weights = distribution.host_arrays([variable.value for variable in autoencoder.weights])
     if distribution.is_main():
-        unfinished = folder / f".unfinished-{FILE}"
-        np.savez(unfinished, *weights)  # which keeps names that end in .npz
-        os.replace(unfinished, folder / FILE)
+        with replacing(folder / FILE) as file:
+            np.savez(file, *weights)
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     distribution.barrier()
     return autoencoder
