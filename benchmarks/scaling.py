@@ -27,7 +27,7 @@ from pathlib import Path
 
 from fcdm_keras.model_table import count
 from fcdm_keras.paper import IMAGENET_256
-from fcdm_keras.presets import MODEL_SIZES
+from fcdm_keras.recipes import MODEL_SIZES
 
 GPUS = (8, 64, 512)
 

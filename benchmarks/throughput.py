@@ -22,7 +22,7 @@ import sys
 import time
 
 from fcdm_keras.model_table import count
-from fcdm_keras.presets import MODEL_SIZES
+from fcdm_keras.recipes import MODEL_SIZES
 
 WORKLOADS = ("forward", "sampling", "training")
 # What of the reference is timed beside each of ours.

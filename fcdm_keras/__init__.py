@@ -18,8 +18,8 @@ _HOMES = {
     "AdamW": "optimizers",
     "load_torch_checkpoint": "convert",
     "save_torch_state_dict": "convert",
-    "MODEL_SIZES": "presets",
-    "RECIPES": "presets",
+    "MODEL_SIZES": "recipes",
+    "RECIPES": "recipes",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -101,7 +101,7 @@ def curves(options):
     from tqdm import tqdm
 
     from fcdm_keras import analysis
-    from fcdm_keras.runs import load_task
+    from fcdm_keras.runs.load import load_task
 
     timesteps = np.unique(np.linspace(0, 999, options.num_timesteps).round().astype(int))
     keywords = {"seed": options.seed, "batch_size": options.batch_size}

@@ -9,8 +9,9 @@ from pathlib import Path
 import keras
 from tqdm import tqdm
 
-from fcdm_keras import distribution, images
-from fcdm_keras.drawing import draw_together
+from fcdm_keras import distribution
+from fcdm_keras.sampling.request import draw_together
+from fcdm_keras.sampling.writers import grid
 
 FIELDS = ("step", "loss", "mse", "vb", "images_per_second")  # of the log of a diffusion model's training
 
@@ -213,7 +214,7 @@ class SampleGrid(StepCallback):
         **options: passed to `task.draw`.
     """
 
-    def __init__(self, task, labels, folder, every, columns=10, picture=images.grid, **options):
+    def __init__(self, task, labels, folder, every, columns=10, picture=grid, **options):
         super().__init__()
         self.task = task
         self.labels = labels

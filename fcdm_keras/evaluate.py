@@ -13,16 +13,10 @@ Scores: FID, sFID, Inception score, precision and recall (3 neighbours), KID. --
 Inception: dinov2 for FD-DINOv2, or a Keras model of your own.
 """
 
-import argparse
-import json
-import math
-import sys
-import warnings
 from pathlib import Path
 
-from fcdm_keras.drawing import add_drawing_flags, check_drawing_flags
-from fcdm_keras.files import write_atomically
-from fcdm_keras.launch import add_device_flags, device_options
+from fcdm_keras.options import add_device_flags, check_at_least, command_parser, flag, reported
+from fcdm_keras.sampling.flags import add_request_flags, check_request_flags
 
 METRICS = ("fid", "sfid", "inception_score", "precision", "recall", "kid")
 TITLES = ("FID", "sFID", "Inception score", "precision", "recall", "KID")
@@ -30,9 +24,7 @@ DRAWN = 50_000  # images that a model draws if the number is not given, as in th
 
 
 def parse(arguments=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m fcdm_keras.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("fcdm_keras.evaluate", __doc__)
     parser.add_argument(
         "samples", help=".npz file, folder of images, latent store, run folder, preset folder, hf://… or kaggle://…"
     )
@@ -51,20 +43,18 @@ def parse(arguments=None):
         "--reference-images", type=int, default=10_000, help="images kept in it, evenly spaced (default 10000)"
     )
     drawing = parser.add_argument_group("when a model draws the images")
-    add_drawing_flags(drawing, num_samples=None)
+    add_request_flags(drawing, num_samples=None)
     add_device_flags(parser, processes=False)
     options = parser.parse_args(arguments)
-    check_drawing_flags(parser, options)
-    for name in ("features_batch_size", "reference_images"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1. Received: {getattr(options, name)}")
+    check_request_flags(parser, options)
+    check_at_least(parser, options, 1, "features_batch_size", "reference_images")
     if bool(options.reference) == bool(options.write_reference):
         parser.error("give either --reference, to score SAMPLES, or --write-reference, to make a reference of them.")
     options.metrics = _metrics(parser, options.metrics)
     for name in ("json", "write_reference"):
         path = getattr(options, name)
         if path and not Path(path).absolute().parent.is_dir():
-            parser.error(f"--{name.replace('_', '-')} {path}: there is no folder {Path(path).absolute().parent}.")
+            parser.error(f"{flag(name)} {path}: there is no folder {Path(path).absolute().parent}.")
     return options
 
 
@@ -75,105 +65,12 @@ def _metrics(parser, text):
     return chosen
 
 
-def open_samples(options):
-    """The samples as an `ImageSet`, and the settings they are drawn with."""
-    from fcdm_keras.evaluation import sources, suite
-
-    if not sources.is_model(options.samples):
-        return suite.open_set(options.samples), {}
-    from fcdm_keras.drawing import Drawing
-    from fcdm_keras.runs import load_task
-
-    options.source, options.num_samples = options.samples, options.num_samples or DRAWN
-    drawing = Drawing(load_task(options.samples), options)
-    settings = {**drawing.settings(), "label_order": options.label_order, "classes": options.classes}
-    return suite.ImageSet(options.samples, sources.DrawnImages(drawing, options.samples)), settings
-
-
-def evaluate(options):
-    """Computes the scores. Returns them with the settings, a dict for JSON."""
-    import keras
-
-    from fcdm_keras import __version__
-    from fcdm_keras.evaluation import suite
-    from fcdm_keras.evaluation.features import load_extractor
-
-    reference = suite.open_set(options.reference)
-    samples, settings = open_samples(options)
-    counts = [side.images.count if side.images else None for side in (samples, reference)]
-    size = min(options.features_batch_size, max(count or 1 for count in counts))
-    extractor = load_extractor(options.features, options.inception, size)
-    chosen = options.metrics or suite.available_metrics(extractor)
-    suite.check(samples, reference, extractor, chosen, options.num_samples)
-    theirs = suite.collect(reference, extractor, chosen, batch_size=size, role="reference")
-    ours = suite.collect(samples, extractor, chosen, options.num_samples, size)
-    result = suite.scores(ours, theirs, chosen)
-    return {
-        **result,
-        "num_samples": options.num_samples or counts[0],
-        "num_reference_images": counts[1],
-        "sample_statistics": sorted(set(samples.given) & set(chosen)),
-        "reference_statistics": sorted(set(reference.given) & set(chosen)),
-        "features": extractor.name,
-        "samples": str(options.samples),
-        "reference": str(options.reference),
-        "drawn_with": settings,
-        "backend": f"Keras {keras.__version__} on {keras.backend.backend()}",
-        "version": __version__,
-    }
-
-
-def write_reference(options):
-    from fcdm_keras.evaluation import suite
-    from fcdm_keras.evaluation.features import load_extractor
-
-    samples, _ = open_samples(options)
-    if samples.images is None:
-        raise ValueError(f"{options.samples} holds no arr_0 to make a reference of.")
-    extractor = load_extractor(options.features, options.inception, options.features_batch_size)
-    suite.write_reference(
-        options.write_reference, samples.images, extractor, options.reference_images, options.features_batch_size
-    )
-    print(f"{options.write_reference}: statistics of {samples.images.count:,} images, {extractor.name} features.")
-
-
-def report(result):
-    samples, reference = result["num_samples"], result["num_reference_images"]
-    print(f"\n{result['samples']}: {samples:,} images" if samples else f"\n{result['samples']}: statistics")
-    print(f"{result['reference']}: " + (f"{reference:,} images" if reference else "statistics"))
-    for side in ("sample", "reference"):
-        if result[f"{side}_statistics"]:
-            print(f"statistics in the {side} file replace its images' for {', '.join(result[f'{side}_statistics'])}")
-    for metric, title in zip(METRICS, TITLES):
-        if metric in result:
-            print(f"  {title:16} {result[metric]}")
-
-
-def write_json(result, path):
-    """Writes the result in one step; NaN, which is no JSON, as null."""
-    values = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in result.items()}
-    write_atomically(Path(path), json.dumps(values, indent=2) + "\n")
-
-
 def main(arguments=None):
     options = parse(arguments)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-            from fcdm_keras import distribution
+    with reported():
+        from fcdm_keras.evaluation import command
 
-            distribution.alone("evaluate")
-            with distribution.setup(**device_options(options)):
-                if options.write_reference:
-                    return write_reference(options)
-                result = evaluate(options)
-        report(result)
-        if options.json:
-            write_json(result, options.json)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nStopped.")
+        command.run(options)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""How this process was started, read from the environment, and the flags for devices. Standard library only.
+"""How this process was started, read from the environment. Standard library only.
 
 Each engine has launchers of its own, whose rules are kept: `torchrun` for PyTorch; `TF_CONFIG` or SLURM for TensorFlow;
 SLURM, Open MPI, Kubernetes or three variables for JAX (`JAX_COORDINATOR_ADDRESS=host:port`, `JAX_NUM_PROCESSES` and
 `JAX_PROCESS_ID`).
 """
 
-import argparse
 import json
 import os
 
@@ -21,38 +20,6 @@ ADVICE = {
     "tensorflow": "set TF_CONFIG in each process, or start one task per host with srun",
     "jax": "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process, or use srun or mpirun",
 }
-
-
-def add_device_flags(parser, model_parallel=False, processes=True):
-    """Adds the flags that say which devices a command uses to an argument parser.
-
-    Args:
-        parser: an `argparse.ArgumentParser`.
-        model_parallel: whether the command can cut one model over several devices.
-        processes: whether it can run as several processes.
-    """
-    group = parser.add_argument_group("devices")
-    group.add_argument("--devices", type=_positive, default=None, help="devices to use; default all that are visible")
-    if model_parallel:
-        group.add_argument(
-            "--model-parallel", type=_positive, default=1, help="devices that share one copy of the model (JAX)"
-        )
-    if processes:
-        group.add_argument(
-            "--connect-timeout", type=_positive, default=50, help="seconds to wait for the job's other processes (50)"
-        )
-
-
-def device_options(options):
-    """What these flags say, as arguments of `distribution.setup`."""
-    names = ("devices", "model_parallel", "connect_timeout")
-    return {name: getattr(options, name) for name in names if hasattr(options, name)}
-
-
-def _positive(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer. Received: {text!r}")
-    return int(text)
 
 
 def launcher(backend, environ=os.environ):

@@ -3,7 +3,7 @@
 import dataclasses
 
 from fcdm_keras.model_table import count
-from fcdm_keras.presets import MODEL_SIZES
+from fcdm_keras.recipes import MODEL_SIZES
 
 # Feature maps that the backward pass of one block needs, in units of its width d: the block's input, after the
 # depthwise convolution, normalised, modulated, after the second linear; and three of the hidden width 3d.

@@ -10,7 +10,7 @@ twice as many. Standard library only.
 
 import argparse
 
-from fcdm_keras.presets import MODEL_SIZES
+from fcdm_keras.recipes import MODEL_SIZES
 
 
 def count(

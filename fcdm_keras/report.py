@@ -56,7 +56,7 @@ class Run:
 def read_run(folder):
     """Reads a run folder. Raises ValueError if it is none or one of its files is damaged."""
     from fcdm_keras.callbacks import read_csv
-    from fcdm_keras.run_folder import stored_config
+    from fcdm_keras.runs.folder import stored_config
 
     folder = Path(folder)
     if not (folder / "config.json").exists():
@@ -82,7 +82,7 @@ def _read_json(file):
 def model_size(run):
     """Parameters in millions, and multiply-accumulates of one forward pass in billions."""
     from fcdm_keras.model_table import count
-    from fcdm_keras.presets import MODEL_SIZES
+    from fcdm_keras.recipes import MODEL_SIZES
 
     config, side = run.config, _latent_side(run)
     text = run.folder / "text.json"  # of runs on text embeddings
@@ -122,7 +122,7 @@ def our_rows(run):
 
 
 def paper_rows(rows, name):
-    from fcdm_keras.presets import MODEL_SIZES
+    from fcdm_keras.recipes import MODEL_SIZES
 
     for row in rows:
         size = MODEL_SIZES.get(row.model.removeprefix("FCDM-")) if row.model.startswith("FCDM-") else None

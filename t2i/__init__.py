@@ -9,7 +9,7 @@ _HOMES = {
     "OpenCLIPTextEncoder": "text_encoder",
     "TextConditioning": "conditioning",
     "TextToImage": "tasks",
-    "RECIPES": "presets",
+    "RECIPES": "recipes",
 }
 __all__ = [*_HOMES]
 

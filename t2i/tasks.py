@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 
-from fcdm_keras.runs import find_model
+from fcdm_keras.runs.load import find_model
 from fcdm_keras.tasks import ImageTask
-from t2i.conditioning import TextConditioning  # noqa: F401  (registers it, for presets)
+from t2i.load import unfinished_parts
 from t2i.text_encoder import OpenCLIPTextEncoder, check_prompts, check_same_encoder
 
 
@@ -148,14 +148,13 @@ class TextToImage(ImageTask):
             FileNotFoundError: there is no model.
             ValueError: its files are damaged, or it is no text-to-image model.
         """
-        from t2i.runs import unfinished_task
-
         load = super().from_preset
-        return find_model(
-            preset,
-            lambda folder: load(folder, load_weights=load_weights, **kwargs),
-            lambda folder: unfinished_task(folder, **kwargs),
-        )
+
+        def unfinished(folder):
+            parts = unfinished_parts(folder, kwargs.get("autoencoder"))
+            return parts and cls(**{**parts, **kwargs})
+
+        return find_model(preset, lambda folder: load(folder, load_weights=load_weights, **kwargs), unfinished)
 
 
 def _from_dict(inputs, negative_prompts):

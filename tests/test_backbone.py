@@ -9,7 +9,7 @@ from fcdm_keras.conditioning import ClassConditioning
 from fcdm_keras.hub import keras_hub
 from fcdm_keras.layers import GRN, FCDMBlock, TimestepEmbedding, pixel_shuffle, pixel_unshuffle
 from fcdm_keras.model_table import count, rows
-from fcdm_keras.presets import MODEL_SIZES, ModelSize
+from fcdm_keras.recipes import MODEL_SIZES, ModelSize
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from helpers import tiny_backbone
 from PIL import Image
 
 from fcdm_keras import presets, sample
-from fcdm_keras.presets import RECIPES, TrainConfig, config_from_json, config_to_json
-from fcdm_keras.run_folder import open_run
+from fcdm_keras.recipes import RECIPES, TrainConfig, config_from_json, config_to_json
+from fcdm_keras.runs.folder import open_run
 from fcdm_keras.tasks import ClassToImage
 
 ROOT = Path(__file__).parent.parent

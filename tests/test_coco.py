@@ -14,11 +14,11 @@ from text_helpers import share_processes
 import train_coco
 from fcdm_keras import FCDMBackbone
 from fcdm_keras.data.latent_store import LatentStore, StoreSource
-from fcdm_keras.presets import MODEL_SIZES, ModelSize
+from fcdm_keras.recipes import MODEL_SIZES, ModelSize
 from t2i import encode
 from t2i.caption_store import CaptionedSource, CaptionStore
 from t2i.coco import open_coco
-from t2i.presets import RECIPES
+from t2i.recipes import RECIPES
 from t2i.runs import TextRun
 from t2i.tasks import TextToImage
 from t2i.text_encoder import OpenCLIPTextEncoder

@@ -25,7 +25,7 @@ from fcdm_keras.data.latent_store import LatentStore, ShardWriter, StoreSource, 
 from fcdm_keras.data.sources import FolderSource
 from fcdm_keras.data.transforms import center_crop
 from fcdm_keras.evaluation.reconstruction import psnr
-from fcdm_keras.presets import RECIPES
+from fcdm_keras.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 VAE = str(GOLDEN / "vae")

@@ -13,7 +13,7 @@ from fcdm_keras.autoencoders.trainer import AutoencoderTrainer
 from fcdm_keras.data.photos import load_photos
 from fcdm_keras.optimizers import AdamW
 from fcdm_keras.tasks import ClassToImage
-from t2i.presets import RECIPES
+from t2i.recipes import RECIPES
 from t2i.shapes import autoencoder as shapes
 from t2i.shapes import draw_all, random_scene
 

@@ -18,7 +18,7 @@ from fcdm_keras import analysis, analyze, callbacks, report
 from fcdm_keras.evaluation.callback import Evaluate
 from fcdm_keras.model_table import count
 from fcdm_keras.paper import IMAGENET_256, IMAGENET_512
-from fcdm_keras.presets import MODEL_SIZES, RECIPES, config_to_json
+from fcdm_keras.recipes import MODEL_SIZES, RECIPES, config_to_json
 from fcdm_keras.tasks import ClassToImage
 from fcdm_keras.trainer import DiffusionTrainer
 

@@ -22,7 +22,7 @@ from helpers import to_numpy
 import train_imagenet
 from fcdm_keras import presets
 from fcdm_keras.data.digits import load_digits
-from fcdm_keras.runs import build_trainer
+from fcdm_keras.runs.build import build_trainer
 
 ROOT = Path(__file__).parent.parent
 NEXT_BACKEND = {"jax": "torch", "torch": "tensorflow", "tensorflow": "jax"}

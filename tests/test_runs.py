@@ -10,8 +10,8 @@ from helpers import tiny_backbone, to_numpy
 
 from fcdm_keras import callbacks, drawing, presets, runs, sample
 from fcdm_keras.checkpoint import CheckpointManager
-from fcdm_keras.fitting import fit_run
-from fcdm_keras.run_folder import open_run
+from fcdm_keras.runs.fit import fit_run
+from fcdm_keras.runs.folder import open_run
 from fcdm_keras.tasks import ClassToImage
 
 STEPS = 3

@@ -24,9 +24,9 @@ from text_helpers import share_processes
 
 import train_coco
 from fcdm_keras import runs, sample
-from fcdm_keras.presets import MODEL_SIZES
+from fcdm_keras.recipes import MODEL_SIZES
 from fcdm_keras.report import model_size, read_run
-from fcdm_keras.run_folder import stored_config
+from fcdm_keras.runs.folder import stored_config
 from t2i import presets
 from t2i import runs as text_runs
 from t2i import sample as sample_prompts

@@ -20,7 +20,7 @@ from fcdm_keras.data.encoding import StoreEncoder
 from fcdm_keras.data.photos import PhotoSource
 from fcdm_keras.data.training_data import ImageSource, open_training_data
 from fcdm_keras.data.transforms import center_crop
-from fcdm_keras.presets import MODEL_SIZES, RECIPES, ModelSize, TrainConfig
+from fcdm_keras.recipes import MODEL_SIZES, RECIPES, ModelSize, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 VAE = str(GOLDEN / "vae")

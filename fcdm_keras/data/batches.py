@@ -8,7 +8,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from fcdm_keras.data.order import EpochOrder
+from fcdm_keras.data.order import EpochOrder, augmentation
 
 
 class ArraySource:
@@ -30,6 +30,39 @@ class ArraySource:
     def take(self, samples, places):
         """The samples `(B,)`; nothing about them is random, so `places` do not matter."""
         return {name: array[samples] for name, array in self.arrays.items()}
+
+
+class ImageSource:
+    """Images in memory as a source of training batches that are still to be encoded.
+
+    Args:
+        images: uint8 `(N, H, W, 3)`.
+        labels: int `(N,)`.
+        latent_shape: `(h, w, c)`.
+        seed, sample_posterior, flips: as in `fcdm_keras.data.latent_store.StoreSource`.
+    """
+
+    def __init__(self, images, labels, latent_shape, seed, sample_posterior=True, flips=True):
+        self.images, self.labels = images, labels
+        self.latent_shape = latent_shape
+        self.seed = seed
+        self.sample_posterior = sample_posterior
+        self.flips = flips
+
+    def __len__(self):
+        return len(self.images)
+
+    def take(self, samples, places):
+        """`images` uint8, some mirrored, `noise` of the posterior (zero if it is not sampled), and `labels`."""
+        images = self.images[samples]
+        noise = np.zeros((len(images), *self.latent_shape), np.float32)
+        for i, place in enumerate(places):
+            generator = augmentation(self.seed, place)
+            if (generator.random() < 0.5) & self.flips:
+                images[i] = images[i, :, ::-1]
+            if self.sample_posterior:
+                noise[i] = generator.standard_normal(self.latent_shape, np.float32)
+        return {"images": images, "noise": noise, "labels": self.labels[samples]}
 
 
 class ShuffledBatches:

@@ -2,7 +2,7 @@
 
 from fcdm_keras import distribution
 from fcdm_keras.callbacks import StepCallback
-from fcdm_keras.drawing import draw_together
+from fcdm_keras.sampling.request import draw_together
 
 
 class Evaluate(StepCallback):

@@ -1,71 +1,15 @@
-"""Many images from one model, batch by batch: the flags, the labels, and images that do not depend on the batches.
-
-The flags and their checks need the standard library only.
-"""
+"""What is asked of a model: its labels, and images batch by batch that do not depend on the batches."""
 
 import hashlib
 import math
 
-LABEL_ORDERS = ("balanced", "random")
+import numpy as np
+from keras import ops
 
-
-def add_drawing_flags(parser, num_samples):
-    """Adds the flags that decide what a model draws to an argument parser."""
-    parser.add_argument("--classes", default=None, help="classes to draw, such as 0-9 or 207,360; default all")
-    parser.add_argument(
-        "--labels",
-        dest="label_order",
-        choices=LABEL_ORDERS,
-        default="balanced",
-        help="balanced: the classes in turn; random: label i drawn from (seed, i) (default balanced)",
-    )
-    parser.add_argument(
-        "--num-samples", type=int, default=num_samples, help=f"number of images (default {num_samples or 'all'})"
-    )
-    add_sampling_flags(parser)
-
-
-def add_sampling_flags(parser, cfg_scale=1.5):
-    """Adds those of these flags that any kind of condition has."""
-    parser.add_argument("--num-sampling-steps", type=int, default=250, help="sampling steps, 1 to 1000 (default 250)")
-    parser.add_argument("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="sampler (default ddpm)")
-    parser.add_argument("--eta", type=float, default=0.0, help="noise of ddim, 0 to 1 (default 0)")
-    parser.add_argument(
-        "--cfg-scale", type=float, default=cfg_scale, help=f"guidance scale, 1 is none (default {cfg_scale})"
-    )
-    parser.add_argument(
-        "--cfg-channels",
-        choices=("all", "first_three"),
-        default="all",
-        help="guided channels; first_three is the reference's way (default all)",
-    )
-    parser.add_argument("--image-size", type=int, default=None, help="side in pixels; default the model's own")
-    parser.add_argument("--batch-size", type=int, default=64, help="images computed at once (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="seed (default 0)")
-
-
-def check_drawing_flags(parser, options):
-    """Ends the program for numbers of images that make no sense."""
-    for name in ("num_samples", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1. Received: {value}")
-
-
-def parse_classes(text, num_classes):
-    """`"0-2,7"` → `[0, 1, 2, 7]`; `None` is all classes. Raises ValueError for other text or classes out of range."""
-    if text is None:
-        return list(range(num_classes))
-    classes = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        last = last if dash else first
-        if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
-            raise ValueError(f"--classes must look like 0-9 or 207,360,387. Received: {text!r}")
-        if int(last) >= num_classes:
-            raise ValueError(f"--classes must lie in [0, {num_classes - 1}]. Received: {text!r}")
-        classes += range(int(first), int(last) + 1)
-    return classes
+from fcdm_keras import distribution, randomness
+from fcdm_keras.autoencoders import Identity
+from fcdm_keras.sampling.flags import parse_classes
+from fcdm_keras.sampling.writers import grid
 
 
 def draw_labels(order, classes, count, seed):
@@ -77,23 +21,18 @@ def draw_labels(order, classes, count, seed):
         count: number of labels.
         seed: integer in [0, 2⁶⁴).
     """
-    import numpy as np
-    from keras import ops
-
-    from fcdm_keras import randomness
-
     if order == "balanced":
         return np.resize(np.asarray(classes, np.int32), count)
     keys = randomness.sample_keys(randomness.seed_words(seed), randomness.LABELS, 0, ops.arange(count, dtype="int32"))
     return np.asarray(classes, np.int32)[ops.convert_to_numpy(randomness.integers(keys, len(classes)))]
 
 
-class Drawing:
+class Request:
     """Images 0 … N − 1 of one model and one set of flags. Those of other conditions than classes derive from it.
 
     Args:
         task: a `ClassToImage`.
-        options: what `add_drawing_flags` parsed.
+        options: what `add_request_flags` parsed.
 
     Attributes:
         labels: int32 `(N,)`.
@@ -106,8 +45,6 @@ class Drawing:
     grid_limit = 256  # images shown in the grid
 
     def __init__(self, task, options):
-        from fcdm_keras.autoencoders import Identity
-
         pixels = isinstance(task.autoencoder, Identity)
         if pixels and task.autoencoder.latent_channels not in (1, 3):
             raise ValueError(f"{options.source} draws latents, and holds no autoencoder to make images of them.")
@@ -140,9 +77,7 @@ class Drawing:
 
     def grid(self, shown):
         """The first images, uint8 `(n, H, W, C)`, as one picture."""
-        from fcdm_keras import images
-
-        return images.grid(shown, len(self._classes) if self._in_turn else math.ceil(len(shown) ** 0.5))
+        return grid(shown, len(self._classes) if self._in_turn else math.ceil(len(shown) ** 0.5))
 
     def __len__(self):
         return len(self.labels)
@@ -157,8 +92,6 @@ class Drawing:
         Batches begin at multiples of the batch size and are computed at full size, so that an image is the same bits
         in a run that was resumed.
         """
-        import numpy as np
-
         size = self._batch_size
         for first in self.starts() if starts is None else starts:
             images = self.draw(np.minimum(np.arange(first, first + size), len(self) - 1), first)
@@ -177,10 +110,6 @@ def draw_together(task, conditions, **options):
         conditions: what is to be drawn, an array `(N, …)`.
         **options: passed to `task.draw`.
     """
-    import numpy as np
-
-    from fcdm_keras import distribution
-
     conditions, placed = np.asarray(conditions), distribution.job()
     own = np.array_split(np.arange(len(conditions)), placed.process_count)[placed.process_index]
     first = int(own[0]) if len(own) else 0
@@ -189,9 +118,7 @@ def draw_together(task, conditions, **options):
 
 def fingerprint(model):
     """A checksum of a model's weights, hexadecimal."""
-    from fcdm_keras.distribution import host_arrays
-
     checksum = hashlib.blake2b(digest_size=16)
     for variable in model.variables:
-        checksum.update(host_arrays([variable])[0].tobytes())
+        checksum.update(distribution.host_arrays([variable])[0].tobytes())
     return checksum.hexdigest()

@@ -1,20 +1,15 @@
-"""A run's model built from its configuration, exported and loaded again."""
+"""A run's model, built from its configuration and exported."""
 
-import json
 import shutil
-from pathlib import Path
 
 import keras
 from keras import ops
 
 from fcdm_keras import distribution, engine
-from fcdm_keras.autoencoders import Identity, KLAutoencoder
+from fcdm_keras.autoencoders import Identity
 from fcdm_keras.backbone import FCDMBackbone
-from fcdm_keras.checkpoint import CheckpointManager
-from fcdm_keras.convert import load_torch_checkpoint
 from fcdm_keras.optimizers import AdamW
-from fcdm_keras.presets import MODEL_SIZES
-from fcdm_keras.run_folder import stored_config
+from fcdm_keras.recipes import MODEL_SIZES
 from fcdm_keras.tasks import ClassToImage
 from fcdm_keras.trainer import DiffusionTrainer
 
@@ -50,13 +45,6 @@ def build_trainer(config, backbone=None):
     optimizer = AdamW(config.learning_rate, config.weight_decay, global_clipnorm=config.clip_norm or None)
     trainer.compile(optimizer)
     return trainer
-
-
-def load_backbone(source):
-    """The backbone of a preset, a run folder, or a reference checkpoint (`.pt`). Raises ValueError or OSError."""
-    if str(source).endswith(".pt"):
-        return load_torch_checkpoint(source)
-    return find_model(source, FCDMBackbone.from_preset, lambda folder: load_task(folder).backbone)
 
 
 def copy_weights(source, target, same_conditions=True):
@@ -124,81 +112,3 @@ def export_preset(trainer, folder, build_task):
     if distribution.is_main():
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
-
-
-def load_task(source, autoencoder=None):
-    """A `ClassToImage` from a run folder, a preset folder, `hf://…` or `kaggle://…`.
-
-    A run that is not finished gives the EMA weights of its newest checkpoint.
-
-    Args:
-        source: where the model is.
-        autoencoder: replaces the preset's, if given.
-
-    Raises:
-        FileNotFoundError: there is no model.
-        ValueError: its files are damaged.
-    """
-    options = {} if autoencoder is None else {"autoencoder": autoencoder}
-
-    def unfinished(folder):
-        config = stored_config(folder)
-        backbone = newest_average(config, folder, build_backbone(config))
-        return backbone and build_task(config, backbone, autoencoder or stored_autoencoder(config, folder))
-
-    def load(preset):
-        file = Path(preset) / "task.json"
-        kind = json.loads(file.read_text(encoding="utf-8"))["class_name"] if file.exists() else "ClassToImage"
-        if kind != "ClassToImage":
-            raise ValueError(f"it holds a {kind}, and a ClassToImage is needed.")
-        return ClassToImage.from_preset(preset, **options)
-
-    return find_model(source, load, unfinished)
-
-
-def find_model(source, load, unfinished):
-    """A model from wherever it is: a run folder, a preset folder, `hf://…` or `kaggle://…`.
-
-    Args:
-        source: where the model is.
-        load: `load(preset)` → the model of a preset, given as a string.
-        unfinished: `unfinished(folder)` → the model of a run folder without preset, or `None` without checkpoint.
-
-    Raises:
-        FileNotFoundError: there is no model.
-        ValueError: its files are damaged, or of another kind of model.
-    """
-    if "://" in str(source):
-        return load(str(source))
-    source = Path(source)
-    for folder in (source / "preset", source):
-        if (folder / "config.json").exists() and (folder / "metadata.json").exists():
-            try:
-                return load(str(folder))
-            except (ValueError, OSError, TypeError) as error:  # the last for a class that is not imported
-                reason = str(error).partition("\n")[0]
-                raise ValueError(f"The preset {folder} is damaged or of another kind of model: {reason}") from None
-    if (source / "config.json").exists() and (source / "checkpoints").is_dir():
-        model = unfinished(source)
-        if model is not None:
-            return model
-    raise FileNotFoundError(
-        f"There is no model at {source}: expected a run folder with a checkpoint or a preset folder with config.json."
-    )
-
-
-def newest_average(config, folder, backbone):
-    """The backbone with the EMA weights of a run's newest checkpoint; `None` where there is none."""
-    trainer = build_trainer(config, backbone)
-    if CheckpointManager(folder / "checkpoints", read_only=True).restore(trainer) is None:
-        return None
-    trainer.ema.copy_to(backbone)
-    return backbone
-
-
-def stored_autoencoder(config, folder):
-    """The autoencoder of a latent run: the one asked for, or the one that made its latent store."""
-    if config.dataset == "digits":
-        return None
-    name = config.vae or json.loads((folder / "latents.json").read_text(encoding="utf-8"))["autoencoder"]
-    return KLAutoencoder.from_diffusers(name)

@@ -1,0 +1,269 @@
+"""What all commands share: settings declared once, the flags and checks made from them, and one frame for errors.
+
+A settings class is a frozen dataclass whose fields are made by `setting` or `changeable`: a field states its default,
+help, checks, choices, and whether it may change when a run is resumed, in one place. Its method `check` raises a
+ValueError for what makes no run. Stored as JSON, it is flat. Standard library only: bad flags are refused before
+anything heavy is imported.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+
+from fcdm_keras.files import write_atomically
+
+REQUIRED = dataclasses.MISSING  # in place of a default
+
+
+def setting(default=REQUIRED, help=None, *checks, choices=None, may_change=False):
+    """A field of a settings class that decides the result.
+
+    Args:
+        default: its value where none is given; without one it must be given.
+        help: text of its flag; a field without has none.
+        *checks: pairs of a predicate and what must hold, such as `at_least(1)`.
+        choices: allowed values.
+        may_change: whether it may differ when a run is resumed.
+    """
+    metadata = {"help": help, "checks": checks, "choices": choices, "may_change": may_change}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def changeable(default, help=None, *checks, choices=None):
+    """A field that does not decide the result, so that it may change when a run is resumed; otherwise a `setting`."""
+    return setting(default, help, *checks, choices=choices, may_change=True)
+
+
+def at_least(lowest):
+    """A check: value ≥ lowest."""
+    return (lambda value: value >= lowest, f"be at least {lowest}")
+
+
+def above(bound):
+    """A check: value > bound."""
+    return (lambda value: value > bound, f"be above {bound}")
+
+
+def below(bound, text=None):
+    """A check: value < bound, which `text` names."""
+    return (lambda value: value < bound, f"be below {text or bound}")
+
+
+def share():
+    """A check: 0 ≤ value < 1."""
+    return (lambda value: 0 <= value < 1, "lie in [0, 1)")
+
+
+def between(lowest, highest):
+    """A check: lowest ≤ value ≤ highest."""
+    return (lambda value: lowest <= value <= highest, f"lie in [{lowest}, {highest}]")
+
+
+def check(settings):
+    """Raises ValueError, in one sentence, for a field whose value its declaration rules out."""
+    for field in dataclasses.fields(settings):
+        value, rules = getattr(settings, field.name), field.metadata
+        if field.type is float and not math.isfinite(value):
+            raise ValueError(f"{field.name} must be finite. Received: {value}")
+        for holds, text in rules["checks"]:
+            if not holds(value):
+                raise ValueError(f"{field.name} must {text}. Received: {value}")
+        if rules["choices"] and value not in rules["choices"]:
+            raise ValueError(f"{field.name} must be one of {', '.join(rules['choices'])}. Received: {value!r}")
+
+
+def may_change(settings_class):
+    """Names of the fields that may differ when a run is resumed."""
+    return {field.name for field in dataclasses.fields(settings_class) if field.metadata["may_change"]}
+
+
+def flag(name):
+    """A field's flag: `num_classes` → `--num-classes`."""
+    return "--" + name.replace("_", "-")
+
+
+def add_flags(parser, settings_class, show_defaults=False):
+    """Adds one flag per field that has a help text to an argument parser.
+
+    Args:
+        parser: an `argparse.ArgumentParser`.
+        settings_class: a settings class.
+        show_defaults: whether an unset flag means the field's default, which its help then tells; else it is `None`.
+    """
+    for field in dataclasses.fields(settings_class):
+        text = field.metadata["help"]
+        if text is None:
+            continue
+        options = {"help": text, "default": None}
+        if show_defaults:
+            shown = ",".join(map(str, field.default)) if field.type is tuple else field.default
+            options = {"help": f"{text} (default {shown})", "default": field.default}
+        if field.type is bool:
+            parser.add_argument(flag(field.name), action=argparse.BooleanOptionalAction, **options)
+        else:
+            kind = integers if field.type is tuple else field.type
+            parser.add_argument(flag(field.name), type=kind, choices=field.metadata["choices"], **options)
+
+
+def given(options, settings_class):
+    """The fields of a settings class that parsed flags give, as a dict."""
+    values = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(settings_class)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def add_recipe_flags(parser, recipes, default):
+    """Adds `--recipe` and the flags of its fields to an argument parser; unset means the recipe's value.
+
+    Args:
+        parser: an `argparse.ArgumentParser`.
+        recipes: name → settings object.
+        default: name of the recipe that is trained if none is named.
+    """
+    parser.add_argument(
+        "--recipe", default=default, choices=tuple(recipes), help=f"training recipe (default: {default})"
+    )
+    add_flags(parser, type(recipes[default]))
+
+
+def from_recipe(options, recipes):
+    """The recipe named by parsed flags with the values that were given. Raises ValueError if they make no run."""
+    recipe = recipes[options.recipe]
+    settings = dataclasses.replace(recipe, **given(options, type(recipe)))
+    settings.check()
+    return settings
+
+
+def from_json(text, settings_class, others=False):
+    """The inverse of `to_json`.
+
+    Args:
+        text: JSON.
+        settings_class: the class that was written.
+        others: leave out what the class has no field for, to read what classes derived from it have in common.
+
+    Raises:
+        ValueError: for other text.
+    """
+    try:
+        values = json.loads(text)
+        names = {field.name for field in dataclasses.fields(settings_class)}
+        unknown = [name for name in values if name not in names]
+        if unknown and not others:
+            raise ValueError(f"it is of another kind of run, with {unknown[0]}")
+        settings = settings_class(**{name: value for name, value in values.items() if name in names})
+        settings.check()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"This is no configuration of a run ({error}).") from None
+    return settings
+
+
+def integers(text):
+    """`"16,32,64"` → `(16, 32, 64)`, for argparse."""
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or min(values) < 1:
+        raise argparse.ArgumentTypeError(f"expected positive widths such as 16,32,64. Received: {text!r}")
+    return values
+
+
+def positive(text):
+    """`"3"` → 3, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer. Received: {text!r}")
+    return int(text)
+
+
+def add_device_flags(parser, model_parallel=False, processes=True):
+    """Adds the flags that say which devices a command uses to an argument parser.
+
+    Args:
+        parser: an `argparse.ArgumentParser`.
+        model_parallel: whether the command can cut one model over several devices.
+        processes: whether it can run as several processes.
+    """
+    group = parser.add_argument_group("devices")
+    group.add_argument("--devices", type=positive, default=None, help="devices to use; default all that are visible")
+    if model_parallel:
+        group.add_argument(
+            "--model-parallel", type=positive, default=1, help="devices that share one copy of the model (JAX)"
+        )
+    if processes:
+        group.add_argument(
+            "--connect-timeout", type=positive, default=50, help="seconds to wait for the job's other processes (50)"
+        )
+
+
+def device_options(options):
+    """What these flags say, as arguments of `distribution.setup`."""
+    names = ("devices", "model_parallel", "connect_timeout")
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
+
+
+def check_at_least(parser, options, lowest, *names):
+    """Ends the program for the first of these options, where given, that is below `lowest`."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < lowest:
+            parser.error(f"{flag(name)} must be at least {lowest}. Received: {value}")
+
+
+def command_parser(module, description, **options):
+    """The argument parser of the command `python -m <module>`, whose help is the module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
+
+
+@contextlib.contextmanager
+def reported(stopped="Stopped."):
+    """The frame of a command: what its user can mend ends the program with one line, and Ctrl-C with `stopped`."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"\n{stopped}")
+
+
+def to_json(settings):
+    """A settings object, or a dict, as JSON text."""
+    values = dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings
+    return json.dumps(values, indent=2) + "\n"
+
+
+def read_json(file):
+    """What a JSON file (a `Path`) holds. Raises ValueError or OSError."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def differences(stored, now, free=(), hidden=()):
+    """Phrases `name=… there, … now` for what differs between two dicts of settings.
+
+    Args:
+        stored, now: dicts; what `now` lacks is not compared.
+        free: names that may differ.
+        hidden: names of values that are too long to show.
+    """
+    stored, now = json.loads(json.dumps(stored)), json.loads(json.dumps(now))  # tuples are lists in a file
+    return [
+        name if name in hidden else f"{name}={stored.get(name)!r} there, {value!r} now"
+        for name, value in now.items()
+        if name not in free and stored.get(name) != value
+    ]
+
+
+def open_folder(folder, file, settings, what="run folder"):
+    """Makes a folder where there is none, and stores settings in its `file`. Raises OSError if that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / file, to_json(settings))
+    except OSError as error:
+        raise OSError(f"The {what} {folder} cannot be written to: {error.strerror or error}.") from None

@@ -1,0 +1,166 @@
+"""The run of `python -m fcdm_keras.train_vae`: an autoencoder trained, measured and exported."""
+
+import dataclasses
+import os
+import shutil
+
+import keras
+import numpy as np
+
+from fcdm_keras import callbacks, distribution, engine
+from fcdm_keras.autoencoders import KLAutoencoder
+from fcdm_keras.autoencoders.trainer import AutoencoderTrainer
+from fcdm_keras.checkpoint import CheckpointManager
+from fcdm_keras.data.crops import RandomCrops, crop_batches, open_images
+from fcdm_keras.distribution.agreement import check_agreement, check_shared
+from fcdm_keras.evaluation.reconstruction import latent_moments, psnr, reconstruct
+from fcdm_keras.files import write_atomically
+from fcdm_keras.optimizers import AdamW
+from fcdm_keras.options import to_json
+from fcdm_keras.plots import plot_losses
+from fcdm_keras.runs.folder import CHECKPOINTS, LOG, LOSSES, SCORES
+from fcdm_keras.sampling.writers import grid
+
+FIELDS = ("step", "loss", "reconstruction", "kl", "images_per_second")
+CURVES = {"reconstruction": "error of the values in [−1, 1]", "kl": "KL divergence, nats per value"}
+SHOWN, COLUMNS = 32, 16  # held-out images in the grid
+MEASURED = 256  # crops that the latents' scale is measured on
+
+
+def build_trainer(config):
+    """A compiled `AutoencoderTrainer` with fresh weights, as `config` describes."""
+    engine.allow_tf32()
+    keras.utils.set_random_seed(config.seed % 2**32)
+    autoencoder = KLAutoencoder(
+        config.block_out_channels,
+        config.layers_per_block,
+        config.latent_channels,
+        norm_num_groups=config.norm_num_groups,
+        scaling_factor=1.0,  # measured after training
+        dtype=config.precision,
+    )
+    trainer = AutoencoderTrainer(
+        autoencoder,
+        loss=config.loss,
+        kl_weight=config.kl_weight,
+        ema_decay=config.ema_decay,
+        accumulation_steps=config.accumulation_steps,
+        seed=config.seed,
+    )
+    trainer.compile(AdamW(config.learning_rate, global_clipnorm=config.clip_norm or None))
+    return trainer
+
+
+def averaged(trainer):
+    """An autoencoder of the trainer's architecture, in float32, to hold the averaged weights."""
+    return KLAutoencoder.from_config({**trainer.autoencoder.get_config(), "dtype": "float32"})
+
+
+def draw_grid(autoencoder, held_out, folder):
+    """Writes `reconstructions.png`: rows of held-out images, each above the row of their reconstructions."""
+    shown = held_out[:: max(1, len(held_out) // SHOWN)][:SHOWN]
+    decoded = reconstruct(autoencoder, shown)
+    if not distribution.is_main():
+        return
+    columns = min(COLUMNS, len(shown))
+    rows = [part[start : start + columns] for start in range(0, len(shown), columns) for part in (shown, decoded)]
+    rows = [np.concatenate([row, np.full((columns - len(row), *row.shape[1:]), 255, "uint8")]) for row in rows]
+    grid(np.concatenate(rows), columns).save(folder / ".reconstructions.png")
+    os.replace(folder / ".reconstructions.png", folder / "reconstructions.png")
+
+
+def train(config, folder, images, held_out):
+    """Trains to the last step, resuming what is in `folder`. Returns the autoencoder with the averaged weights."""
+    distribution.check_batch(config.batch_size, config.accumulation_steps)
+    manager = CheckpointManager(folder / CHECKPOINTS, keep_last=2)
+    trainer = build_trainer(config)
+    start = manager.restore(trainer) or 0
+    average = averaged(trainer)
+    main = distribution.is_main()
+    distribution.say(
+        f"{folder}: autoencoder of factor {config.downsampling_factor}, {trainer.autoencoder.count_params():,} "
+        f"parameters, {len(images):,} images of {config.source}, {len(held_out):,} crops held out, Keras "
+        f"{keras.__version__} on {keras.backend.backend()}, {config.steps:,} steps of {config.batch_size} crops"
+        + (f", resumed at step {start:,}" if start else "")
+    )
+
+    def draw():
+        trainer.ema.copy_to(average)
+        draw_grid(average, held_out, folder)
+
+    if start < config.steps:
+        shown = [callbacks.Progress(config.steps)] if main else []
+        writers = [callbacks.CSVWriter(folder / LOG, start, FIELDS), *shown] if main else []
+        rows = distribution.batch_rows(config.batch_size)
+        batches = crop_batches(images, config.image_size, config.batch_size, config.steps, config.seed, start, rows)
+        trainer.fit(
+            engine.feed(batches),
+            steps_per_epoch=config.steps - start,
+            verbose=0,
+            shuffle=False,
+            callbacks=[
+                callbacks.StepLog(config.log_every, config.batch_size, writers),
+                callbacks.StopOnNonFinite(),
+                callbacks.Checkpoint(manager, config.ckpt_every),
+                Grid(config.sample_every, draw),
+                *shown,
+            ],
+        )
+    if main:
+        plot_losses(folder / LOG, folder / LOSSES, CURVES)
+    trainer.ema.copy_to(average)
+    return average
+
+
+class Grid(callbacks.StepCallback):
+    """Calls `draw()` every `every` steps."""
+
+    def __init__(self, every, draw):
+        super().__init__()
+        self.every, self.draw = every, draw
+
+    def on_step(self, logs):
+        if self.due(self.every):
+            self.draw()
+
+
+def export(config, autoencoder, folder, images, held_out):
+    """Measures, sets scale and shift, writes the autoencoder, grid and scores. Returns the scores."""
+    crops = RandomCrops(images, config.image_size, MEASURED, 1, config.seed)[0]["images"]
+    mean, std = latent_moments(autoencoder, crops)
+    autoencoder.scaling_factor, autoencoder.shift_factor = 1.0 / std, mean
+    if distribution.is_main():
+        autoencoder.save_diffusers(folder / ".unfinished-vae")
+        shutil.rmtree(folder / "vae", ignore_errors=True)
+        os.replace(folder / ".unfinished-vae", folder / "vae")
+        autoencoder.save(folder / ".unfinished.keras")
+        os.replace(folder / ".unfinished.keras", folder / "autoencoder.keras")
+    draw_grid(autoencoder, held_out, folder)
+    scores = {
+        "steps": config.steps,
+        "psnr": float(np.mean(psnr(held_out, reconstruct(autoencoder, held_out)))),
+        "psnr_train": float(np.mean(psnr(crops, reconstruct(autoencoder, crops)))),
+        "held_out_crops": len(held_out),
+        "latent_mean": mean,
+        "latent_std": std,
+        "scaling_factor": autoencoder.scale,
+        "shift_factor": autoencoder.shift,
+        "weights_hash": autoencoder.weights_hash(),
+    }
+    if distribution.is_main():
+        write_atomically(folder / SCORES, to_json(scores))
+    distribution.barrier()  # behind it, the files are there for every process
+    return scores
+
+
+def run(config, folder):
+    """Trains and exports. Returns the scores."""
+    check_agreement(dataclasses.asdict(config))
+    check_shared(folder)
+    images, held_out, notes = open_images(config.source, config.image_size, config.resize)
+    for note in notes:
+        distribution.say(f"note: {note}")
+    autoencoder = train(config, folder, images, held_out)
+    for file, reason in getattr(images, "skipped", {}).items():
+        distribution.say(f"note: {file} was left out: {reason}")
+    return export(config, autoencoder, folder, images, held_out)

@@ -1,0 +1,78 @@
+"""The frame of a training script: flags, the run folder, training, and the scores at the end.
+
+Standard library only, until the flags and the data are found good.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+
+from fcdm_keras import options
+from fcdm_keras.files import write_atomically
+from fcdm_keras.recipes import TrainConfig
+from fcdm_keras.runs.folder import SCORES, open_run
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCommand:
+    """A training script.
+
+    Args:
+        description: text of `--help`.
+        recipes: name → `TrainConfig`, or a class derived from it.
+        default: the recipe that is trained if none is named.
+        dataset_of: the settings → their data set, see `fcdm_keras.runs.datasets`.
+        hint: printed where the script is started without flags.
+    """
+
+    description: str
+    recipes: dict[str, TrainConfig]
+    default: str
+    dataset_of: Callable
+    hint: str
+
+    def parse(self, arguments=None):
+        """The resolved settings, and the devices. Ends the program for flags or data that make no run."""
+        parser = argparse.ArgumentParser(
+            description=self.description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        options.add_recipe_flags(parser, self.recipes, self.default)
+        options.add_device_flags(parser, model_parallel=True)
+        parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+        parsed = parser.parse_args(arguments)
+        try:
+            config = options.from_recipe(parsed, self.recipes)
+            given = options.given(parsed, type(config))
+            config = self.dataset_of(config).resolve(config, given, parsed.dry_run)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+        if parsed.dry_run:
+            print(options.to_json(config), end="")
+            sys.exit()
+        if len(sys.argv) == 1:
+            print(self.hint)
+        return config, options.device_options(parsed)
+
+    def main(self, arguments=None):
+        """Trains to the last step, resuming what is in the run folder, and scores what the model draws."""
+        began = time.perf_counter()
+        config, devices = self.parse(arguments)
+        with options.reported("Stopped. The same command resumes from the last checkpoint."):
+            folder = open_run(config)
+            from fcdm_keras import distribution
+            from fcdm_keras.runs.fit import fit_run
+
+            with distribution.setup(**devices):
+                dataset = self.dataset_of(config)
+                config = dataset.prepare(config, folder)
+                data, trainer, task = fit_run(config, folder, dataset)
+                scores = data.score(config, folder, trainer, task)
+                if not distribution.is_main():
+                    return
+        if scores:
+            print(f"\n{data.describe(config, scores)}")
+        scores["seconds"] = round(time.perf_counter() - began, 1)
+        write_atomically(folder / SCORES, options.to_json(scores))
+        print(f"  {scores['seconds']:.0f} s in all; images, curves, scores and the model are in {folder}/")

@@ -1,0 +1,140 @@
+"""Data sets of class-labelled images, as objects that a run's settings choose.
+
+A data set checks the settings of a run before anything heavy is imported, and opens itself. It has
+
+- `resolve(config, given, dry_run)`: the settings with what only the data know (`given` are the flags that were given);
+  raises ValueError or OSError, in one sentence, if there is nothing to train on;
+- `prepare(config, folder)`: makes what must be there first, and returns the settings with it; mostly nothing;
+- `open(config, folder)`: the opened data, a `ClassData` (`fcdm_keras.runs.data`) or like one: what the samples are,
+  how a grid of them is drawn, how images are judged and how scores are shown;
+- `autoencoder(config, folder)`: the autoencoder of a run that is not finished.
+
+Standard library only. Each method that computes imports what it needs itself.
+"""
+
+import dataclasses
+
+from fcdm_keras import options
+from fcdm_keras.runs import folder as run_folder
+
+
+class Digits:
+    """scikit-learn's handwritten digits, in pixel space."""
+
+    def resolve(self, config, given, dry_run=False):
+        if (config.image_size, config.num_classes, config.latent_channels) != (8, 10, 1) or config.latents:
+            raise ValueError(
+                "the digits are 8 pixels wide, of 1 channel and 10 classes; leave out --image-size, --num-classes, "
+                "--latent-channels and --latents."
+            )
+        return config
+
+    def prepare(self, config, folder):
+        return config
+
+    def open(self, config, folder):
+        from fcdm_keras.runs import data
+
+        return data.open_digits(config)
+
+    def autoencoder(self, config, folder):
+        from fcdm_keras.autoencoders import Identity
+
+        return Identity(config.latent_channels)
+
+
+class Stored:
+    """A latent store."""
+
+    maker = "fcdm_keras.encode"  # the command that makes one
+    sources = "a folder of class folders. The embedded recipes are `digits` and `photos`."
+
+    def resolve(self, config, given, dry_run=False):
+        check_reference(config)
+        if dry_run:
+            return config
+        if not config.latents:
+            raise ValueError(
+                f"recipe {config.recipe} trains on latents: give a store with --latents DIR. `python -m {self.maker} "
+                f"--source {config.dataset} --vae stabilityai/sd-vae-ft-ema --image-size {config.image_size} --output "
+                f"DIR` makes one; --source may also be {self.sources}"
+            )
+        return self.fitted(config, given)
+
+    def fitted(self, config, given):
+        """The settings with the store's number of classes, unless it was given. Raises ValueError for another store."""
+        from fcdm_keras.data.latent_store import check_fit, read_metadata
+
+        metadata = read_metadata(config.latents)
+        if "num_classes" not in given:
+            config = dataclasses.replace(config, num_classes=metadata.num_classes)
+        check_fit(metadata, config)
+        return config
+
+    def prepare(self, config, folder):
+        return config
+
+    def open(self, config, folder):
+        from fcdm_keras.runs import data
+
+        return data.open_stored(config, folder)
+
+    def autoencoder(self, config, folder):
+        """The autoencoder asked for, or the one that made the latent store."""
+        from fcdm_keras.autoencoders import KLAutoencoder
+
+        name = config.vae or options.read_json(folder / run_folder.LATENTS)["autoencoder"]
+        return KLAutoencoder.from_diffusers(name)
+
+
+class Photos(Stored):
+    """Three embedded photographs, through an autoencoder that is trained on them first, and a store of its latents."""
+
+    def resolve(self, config, given, dry_run=False):
+        if config.latents:
+            return super().resolve(config, given, dry_run)
+        check_reference(config)
+        return config
+
+    def prepare(self, config, folder):
+        """Trains the autoencoder and encodes the photographs; what is there already is kept."""
+        if config.latents:
+            return config
+        from fcdm_keras import encode, train_vae
+
+        autoencoder, latents = folder / "autoencoder", folder / "latents"
+        if not (autoencoder / run_folder.SCORES).exists():
+            train_vae.main([f"--output={autoencoder}", f"--seed={config.seed}"])
+        image_size, vae = f"--image-size={config.image_size}", f"--vae={autoencoder / 'vae'}"
+        if not (latents / "store.json").exists():
+            encode.main(["--source=photos", vae, image_size, f"--output={latents}"])
+        return dataclasses.replace(config, latents=str(latents))
+
+
+class InMemory(Stored):
+    """Images in memory, encoded as they come (`--no-cache`)."""
+
+    def resolve(self, config, given, dry_run=False):
+        check_reference(config)
+        return config
+
+    def open(self, config, folder):
+        from fcdm_keras.runs import data
+
+        return data.open_in_memory(config)
+
+
+DATASETS = {"digits": Digits(), "photos": Photos()}  # those with a way of their own; all others are latent stores
+
+
+def dataset_of(config):
+    """The data set of a run's settings."""
+    if config.dataset == "digits" or config.cache:
+        return DATASETS.get(config.dataset, Stored())
+    return InMemory()
+
+
+def check_reference(config):
+    """Raises ValueError for scores while training without a reference."""
+    if config.eval_every and not config.eval_reference:
+        raise ValueError("--eval-every scores images against a reference: give one with --eval-reference REF.npz.")

@@ -1,0 +1,126 @@
+"""The training loop of a run: resume, callbacks, `fit`, and what is written at the end."""
+
+import dataclasses
+import shutil
+
+import keras
+
+from fcdm_keras import callbacks, distribution, engine
+from fcdm_keras.checkpoint import CheckpointManager
+from fcdm_keras.distribution.agreement import check_agreement, check_shared
+from fcdm_keras.evaluation.callback import Evaluate
+from fcdm_keras.memory import describe_memory, gib
+from fcdm_keras.plots import plot_losses
+from fcdm_keras.pulse import Pulse
+from fcdm_keras.recipes import MODEL_SIZES
+from fcdm_keras.runs import build
+from fcdm_keras.runs import folder as run_folder
+from fcdm_keras.runs.data import sampling_options
+from fcdm_keras.runs.datasets import dataset_of
+
+
+def fit_run(config, folder, dataset=None):
+    """Trains a run to its last step, resuming what is in its folder, on the devices of `distribution.setup`.
+
+    Args:
+        config: a `TrainConfig`.
+        folder: the run folder.
+        dataset: see `fcdm_keras.runs.datasets`; default the one that the settings name.
+
+    Returns:
+        The opened data, the trainer, and the task that samples from it.
+
+    Raises:
+        ValueError, OSError: the data, the devices, the weights to start from, or the folder's checkpoints do not fit
+            the run.
+        FloatingPointError: the loss is not finite.
+    """
+    distribution.check_batch(config.global_batch_size, config.accumulation_steps)
+    distribution.check_model(MODEL_SIZES[config.model].hidden_channels)
+    check_agreement(dataclasses.asdict(config))
+    check_shared(folder)
+    manager = CheckpointManager(folder / run_folder.CHECKPOINTS, config.keep_last, config.keep_every)
+    data = (dataset or dataset_of(config)).open(config, folder)
+    backbone = data.build_backbone(config)
+    if config.init_from and not manager.steps():
+        done = data.start_from(config.init_from, backbone)
+        distribution.say(f"Started from {config.init_from}: {done}.")
+    trainer = build.build_trainer(config, backbone)
+    start = manager.restore(trainer) or 0
+    task = data.build_task(config, trainer.backbone)
+    _describe(config, folder, data, trainer, start)
+    if start < config.steps:
+        _fit(config, folder, data, trainer, task, manager, start)
+    if distribution.is_main():
+        plot_losses(folder / run_folder.LOG, folder / run_folder.LOSSES)
+    build.export_preset(trainer, folder / run_folder.PRESET, lambda averaged: data.build_task(config, averaged))
+    return data, trainer, task
+
+
+def _fit(config, folder, data, trainer, task, manager, start):
+    if distribution.is_main():
+        shutil.rmtree(folder / run_folder.PRESET, ignore_errors=True)  # of a shorter run
+    trainer.fit(
+        engine.feed(data.batches(config, start)),
+        steps_per_epoch=config.steps - start,
+        verbose=0,
+        shuffle=False,
+        callbacks=_callbacks(config, folder, data, task, manager, start),
+    )
+
+
+def _drawing(config):
+    """Arguments of `draw` for images drawn while training."""
+    return {**sampling_options(config), "seed": config.seed, "batch_size": 100 if config.image_size < 64 else 10}
+
+
+def _callbacks(config, folder, data, task, manager, start):
+    shown, writers, tensorboard = [], [], None
+    if distribution.is_main():  # writes for all
+        progress = callbacks.Progress(config.steps)
+        tensorboard = callbacks.TensorBoardWriter(folder / run_folder.TENSORBOARD, start)
+        shown, writers = [progress], [callbacks.CSVWriter(folder / run_folder.LOG, start), tensorboard, progress]
+    return [
+        callbacks.StepLog(config.log_every, config.global_batch_size, writers),
+        callbacks.StopOnNonFinite(),
+        callbacks.Checkpoint(manager, config.ckpt_every),
+        _grid(config, folder, data, task),
+        *_evaluation(config, folder, data, task, tensorboard, start),
+        *([Pulse(folder)] if distribution.job().process_count > 1 else []),
+        *shown,
+    ]
+
+
+def _grid(config, folder, data, task):
+    conditions, columns, picture = data.shown(config)
+    return callbacks.SampleGrid(
+        task, conditions, folder, config.sample_every, columns, picture=picture, **_drawing(config)
+    )
+
+
+def _evaluation(config, folder, data, task, tensorboard, start):
+    """The callback that scores images while training, if the run asks for it."""
+    if not config.eval_every:
+        return []
+    judge, names, conditions = data.judge(config)
+    writers = []
+    if distribution.is_main():
+        log = callbacks.CSVWriter(folder / run_folder.SCORE_LOG, start, ("step", *names))
+        writers = [log, lambda row: tensorboard(row, "scores")]
+    return [Evaluate(task, judge, conditions, config.eval_every, writers, **_drawing(config))]
+
+
+def _describe(config, folder, data, trainer, start):
+    distribution.say(
+        f"{folder}: FCDM-{config.model}, {trainer.backbone.count_params():,} parameters, Keras {keras.__version__} "
+        f"on {keras.backend.backend()}, {config.steps:,} steps of {config.global_batch_size} images"
+        + (f", resumed at step {start:,}" if start else "")
+    )
+    side = config.image_size // data.autoencoder.downsampling_factor
+    placed = distribution.job()
+    distribution.say(f"data: {data.description}\ndevices: {distribution.describe()}")
+    parameters = trainer.backbone.count_params()
+    distribution.say(describe_memory(config, side, placed.data_parallel, placed.model_parallel, parameters))
+    if placed.model_parallel > 1:
+        held, whole = distribution.device_bytes([*trainer.variables, *trainer.optimizer.variables])
+        distribution.say(f"weights, EMA and moments: {gib(held)} on each device, of {gib(whole)}")

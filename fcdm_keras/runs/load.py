@@ -1,0 +1,92 @@
+"""Models found again: of a run folder, a preset, or a reference checkpoint."""
+
+import json
+from pathlib import Path
+
+from fcdm_keras.backbone import FCDMBackbone
+from fcdm_keras.checkpoint import CheckpointManager
+from fcdm_keras.convert import load_torch_checkpoint
+from fcdm_keras.runs import folder as run_folder
+from fcdm_keras.runs.build import build_backbone, build_task, build_trainer
+from fcdm_keras.runs.datasets import dataset_of
+from fcdm_keras.runs.folder import stored_config
+from fcdm_keras.tasks import ClassToImage
+
+
+def load_backbone(source):
+    """The backbone of a preset, a run folder, or a reference checkpoint (`.pt`). Raises ValueError or OSError."""
+    if str(source).endswith(".pt"):
+        return load_torch_checkpoint(source)
+    return find_model(source, FCDMBackbone.from_preset, lambda folder: load_task(folder).backbone)
+
+
+def load_task(source, autoencoder=None):
+    """A `ClassToImage` from a run folder, a preset folder, `hf://…` or `kaggle://…`.
+
+    A run that is not finished gives the EMA weights of its newest checkpoint.
+
+    Args:
+        source: where the model is.
+        autoencoder: replaces the preset's, if given.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: its files are damaged.
+    """
+    options = {} if autoencoder is None else {"autoencoder": autoencoder}
+
+    def unfinished(folder):
+        config = stored_config(folder)
+        backbone = newest_average(config, folder, build_backbone(config))
+        if backbone is None:
+            return None
+        return build_task(config, backbone, autoencoder or dataset_of(config).autoencoder(config, folder))
+
+    def load(preset):
+        file = Path(preset) / "task.json"
+        kind = json.loads(file.read_text(encoding="utf-8"))["class_name"] if file.exists() else "ClassToImage"
+        if kind != "ClassToImage":
+            raise ValueError(f"it holds a {kind}, and a ClassToImage is needed.")
+        return ClassToImage.from_preset(preset, **options)
+
+    return find_model(source, load, unfinished)
+
+
+def find_model(source, load, unfinished):
+    """A model from wherever it is: a run folder, a preset folder, `hf://…` or `kaggle://…`.
+
+    Args:
+        source: where the model is.
+        load: `load(preset)` → the model of a preset, given as a string.
+        unfinished: `unfinished(folder)` → the model of a run folder without preset, or `None` without checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: its files are damaged, or of another kind of model.
+    """
+    if "://" in str(source):
+        return load(str(source))
+    source = Path(source)
+    for folder in (source / run_folder.PRESET, source):
+        if (folder / "config.json").exists() and (folder / "metadata.json").exists():
+            try:
+                return load(str(folder))
+            except (ValueError, OSError, TypeError) as error:  # the last for a class that is not imported
+                reason = str(error).partition("\n")[0]
+                raise ValueError(f"The preset {folder} is damaged or of another kind of model: {reason}") from None
+    if (source / run_folder.CONFIG).exists() and (source / run_folder.CHECKPOINTS).is_dir():
+        model = unfinished(source)
+        if model is not None:
+            return model
+    raise FileNotFoundError(
+        f"There is no model at {source}: expected a run folder with a checkpoint or a preset folder with config.json."
+    )
+
+
+def newest_average(config, folder, backbone):
+    """The backbone with the EMA weights of a run's newest checkpoint; `None` where there is none."""
+    trainer = build_trainer(config, backbone)
+    if CheckpointManager(folder / run_folder.CHECKPOINTS, read_only=True).restore(trainer) is None:
+        return None
+    trainer.ema.copy_to(backbone)
+    return backbone

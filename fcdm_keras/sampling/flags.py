@@ -1,0 +1,74 @@
+"""The flags that say what a model draws, and their checks. Standard library only."""
+
+import argparse
+
+from fcdm_keras.options import add_device_flags, check_at_least
+from fcdm_keras.recipes import SAMPLERS
+
+LABEL_ORDERS = ("balanced", "random")
+
+
+def add_request_flags(parser, num_samples):
+    """Adds the flags that decide what a model draws to an argument parser."""
+    parser.add_argument("--classes", default=None, help="classes to draw, such as 0-9 or 207,360; default all")
+    parser.add_argument(
+        "--labels",
+        dest="label_order",
+        choices=LABEL_ORDERS,
+        default="balanced",
+        help="balanced: the classes in turn; random: label i drawn from (seed, i) (default balanced)",
+    )
+    parser.add_argument(
+        "--num-samples", type=int, default=num_samples, help=f"number of images (default {num_samples or 'all'})"
+    )
+    add_sampling_flags(parser)
+
+
+def add_sampling_flags(parser, cfg_scale=1.5):
+    """Adds those of these flags that any kind of condition has."""
+    parser.add_argument("--num-sampling-steps", type=int, default=250, help="sampling steps, 1 to 1000 (default 250)")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="sampler (default ddpm)")
+    parser.add_argument("--eta", type=float, default=0.0, help="noise of ddim, 0 to 1 (default 0)")
+    parser.add_argument(
+        "--cfg-scale", type=float, default=cfg_scale, help=f"guidance scale, 1 is none (default {cfg_scale})"
+    )
+    parser.add_argument(
+        "--cfg-channels",
+        choices=("all", "first_three"),
+        default="all",
+        help="guided channels; first_three is the reference's way (default all)",
+    )
+    parser.add_argument("--image-size", type=int, default=None, help="side in pixels; default the model's own")
+    parser.add_argument("--batch-size", type=int, default=64, help="images computed at once (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="seed (default 0)")
+
+
+def add_output_flags(parser):
+    """Adds the flags that say where images go, and as what."""
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--npz", action="store_true", help="also write samples.npz with arr_0, uint8 (N, H, W, C)")
+    parser.add_argument("--png", action=argparse.BooleanOptionalAction, default=True, help="write one PNG per image")
+    add_device_flags(parser)
+
+
+def check_request_flags(parser, options):
+    """Ends the program for numbers of images that make no sense, and for images that would not be written."""
+    check_at_least(parser, options, 1, "num_samples", "batch_size")
+    if not getattr(options, "png", True) and not options.npz:
+        parser.error("--no-png needs --npz: nothing would be written.")
+
+
+def parse_classes(text, num_classes):
+    """`"0-2,7"` → `[0, 1, 2, 7]`; `None` is all classes. Raises ValueError for other text or classes out of range."""
+    if text is None:
+        return list(range(num_classes))
+    classes = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
+            raise ValueError(f"--classes must look like 0-9 or 207,360,387. Received: {text!r}")
+        if int(last) >= num_classes:
+            raise ValueError(f"--classes must lie in [0, {num_classes - 1}]. Received: {text!r}")
+        classes += range(int(first), int(last) + 1)
+    return classes

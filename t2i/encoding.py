@@ -1,0 +1,43 @@
+"""The work of `python -m t2i.encode`: a latent store, and its captions with their embeddings."""
+
+import json
+from pathlib import Path
+
+from fcdm_keras import distribution
+from fcdm_keras.data.command import encode
+from t2i.caption_store import write_captions
+from t2i.coco import open_coco
+from t2i.recipes import UNTRAINED
+from t2i.text_encoder import OpenCLIPTextEncoder
+
+
+def encode_captioned(options):
+    """Encodes captions first, as far as a bad text encoder shows, then the images, then the captions."""
+    source = open_coco(options.source, options.split, options.data_dir, options.captions)
+    pretrained = None if options.text_weights == UNTRAINED else options.text_weights
+    encoder = None
+    if distribution.is_main():
+        encoder = OpenCLIPTextEncoder(options.text_encoder, pretrained, options.text_seed)
+    metadata = encode(options, source)
+    if metadata is None:
+        return
+    captions = stored_captions(source, options.output, metadata)
+    count = sum(map(len, captions))
+    print(f"Encoding {count:,} captions with {options.text_encoder} ({options.text_weights}).")
+    write_captions(options.output, captions, encoder)
+    print(f"{options.output}: {count:,} captions of {len(captions):,} images, {encoder.embedding_dim} numbers each.")
+
+
+def stored_captions(source, folder, metadata):
+    """Captions of the images that a store holds, in its order: those that could be read."""
+    skipped = set()
+    for shard in metadata.shards:
+        entry = json.loads((Path(folder) / shard["file"]).with_suffix(".json").read_text(encoding="utf-8"))
+        skipped |= {key for key, _ in entry["skipped"]}
+    captions = [own for key, own in source.captions().items() if key not in skipped]
+    if len(captions) != metadata.num_images:
+        raise ValueError(
+            f"{folder} holds {metadata.num_images:,} images, and {len(captions):,} of {metadata.source} have captions: "
+            "was the source changed meanwhile? Encode it into another --output."
+        )
+    return captions

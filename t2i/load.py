@@ -1,0 +1,75 @@
+"""Parts of text-to-image models found again: of a run folder, a preset, or a reference checkpoint."""
+
+from pathlib import Path
+
+from fcdm_keras import options
+from fcdm_keras.backbone import FCDMBackbone
+from fcdm_keras.runs import build
+from fcdm_keras.runs import load as class_models
+from fcdm_keras.runs.folder import PRESET, stored_config
+from t2i.conditioning import TextConditioning
+from t2i.datasets import dataset_of
+from t2i.recipes import TextTrainConfig
+
+TEXT = "text.json"  # in the run folder: the text encoder's settings and identity
+
+
+def build_backbone(config, embedding_dim):
+    """A backbone with fresh weights, conditioned on text embeddings of `embedding_dim` numbers."""
+    return build.build_backbone(config, TextConditioning(embedding_dim, name="conditioning"))
+
+
+def load_backbone(source):
+    """The backbone of a preset, a run folder or a reference checkpoint, conditioned on text or on classes."""
+    if str(source).endswith(".pt"):
+        return class_models.load_backbone(source)
+
+    def unfinished(folder):
+        if (folder / TEXT).exists():
+            return _newest_backbone(stored_config(folder, TextTrainConfig), folder)
+        return class_models.load_backbone(folder)
+
+    return class_models.find_model(source, FCDMBackbone.from_preset, unfinished)
+
+
+def stored_identity(source):
+    """The identity of the text encoder of a run or preset folder; `None` where there is none."""
+    for file in (Path(source, PRESET, "task.json"), Path(source, "task.json"), Path(source, TEXT)):
+        if file.exists():
+            content = options.read_json(file)
+            return content["identity"] if file.name == TEXT else content["config"].get("text_identity")
+    return None
+
+
+def unfinished_parts(folder, autoencoder=None):
+    """Arguments of `TextToImage` for a run folder without a preset, from its newest checkpoint.
+
+    Args:
+        folder: the run folder.
+        autoencoder: replaces the run's, if given.
+
+    Returns:
+        A dict, or `None` where there is no checkpoint.
+
+    Raises:
+        ValueError: it is no run of a text-to-image model.
+    """
+    if not (folder / TEXT).exists():
+        raise ValueError(f"{folder} holds no run of a text-to-image model (no {TEXT}).")
+    config = stored_config(folder, TextTrainConfig)
+    backbone = _newest_backbone(config, folder)
+    if backbone is None:
+        return None
+    text = options.read_json(folder / TEXT)
+    return {
+        "backbone": backbone,
+        "autoencoder": autoencoder or dataset_of(config).autoencoder(config, folder),
+        "image_size": config.image_size,
+        "text_encoder": text["settings"],
+        "text_identity": text["identity"],
+    }
+
+
+def _newest_backbone(config, folder):
+    embedding_dim = options.read_json(folder / TEXT)["identity"]["embedding_dim"]
+    return class_models.newest_average(config, folder, build_backbone(config, embedding_dim))
