@@ -14,13 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fcdm_keras import presets  # noqa: E402
+from fcdm_keras import recipes  # noqa: E402
 
-SMALL = presets.ModelSize(8, (1, 0, 1, 0, 1))
+SMALL = recipes.ModelSize(8, (1, 0, 1, 0, 1))
 
 
 def main(module, *flags):
-    presets.MODEL_SIZES["XS"] = SMALL
+    recipes.MODEL_SIZES["XS"] = SMALL
     if "LOGICAL_DEVICES" in os.environ and os.environ["KERAS_BACKEND"] == "tensorflow":
         import tensorflow as tf
 

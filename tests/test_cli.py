@@ -12,8 +12,8 @@ import pytest
 from helpers import tiny_backbone
 from PIL import Image
 
-from fcdm_keras import presets, sample
-from fcdm_keras.recipes import RECIPES, TrainConfig, config_from_json, config_to_json
+from fcdm_keras import options, sample
+from fcdm_keras.recipes import RECIPES, TrainConfig
 from fcdm_keras.runs.folder import open_run
 from fcdm_keras.tasks import ClassToImage
 
@@ -31,8 +31,8 @@ def config_of(*flags):
     import argparse
 
     parser = argparse.ArgumentParser()
-    presets.add_config_flags(parser)
-    return presets.config_from_flags(parser.parse_args(flags))
+    options.add_recipe_flags(parser, RECIPES, "digits")
+    return options.from_recipe(parser.parse_args(flags), RECIPES)
 
 
 @pytest.mark.no_backend
@@ -71,7 +71,7 @@ def test_recipes_hold_table_7(recipe, model, size, steps):
 @pytest.mark.no_backend
 def test_every_field_of_a_recipe_is_a_flag_with_help():
     fields = {field.name for field in dataclasses.fields(TrainConfig)} - {"recipe"}
-    assert fields == set(presets.HELP)
+    assert all(field.metadata["help"] for field in dataclasses.fields(TrainConfig) if field.name in fields)
     shown = command("train_imagenet.py", "--help").stdout
     assert all(f"--{name.replace('_', '-')}" in shown for name in fields)
 
@@ -91,9 +91,9 @@ def test_flags_change_the_recipe_and_booleans_mean_what_they_say():
 @pytest.mark.no_backend
 def test_configurations_survive_json():
     for config in RECIPES.values():
-        assert config_from_json(config_to_json(config)) == config
+        assert options.from_json(options.to_json(config), TrainConfig) == config
     with pytest.raises(ValueError, match="no configuration"):
-        config_from_json('{"recipe": "digits"')
+        options.from_json('{"recipe": "digits"', TrainConfig)
 
 
 @pytest.mark.no_backend
@@ -125,7 +125,7 @@ def test_a_run_that_cannot_be_is_refused_before_anything_heavy(flags, message):
 def test_dry_run_prints_the_resolved_configuration():
     result = command("train_imagenet.py", "--recipe", "imagenet256-xl", "--seed", "3", "--dry-run")
     assert result.returncode == 0
-    assert config_from_json(result.stdout) == dataclasses.replace(RECIPES["imagenet256-xl"], seed=3)
+    assert options.from_json(result.stdout, TrainConfig) == dataclasses.replace(RECIPES["imagenet256-xl"], seed=3)
 
 
 @pytest.mark.no_backend

@@ -18,8 +18,8 @@ from fcdm_keras.recipes import MODEL_SIZES, ModelSize
 from t2i import encode
 from t2i.caption_store import CaptionedSource, CaptionStore
 from t2i.coco import open_coco
+from t2i.datasets import dataset_of
 from t2i.recipes import RECIPES
-from t2i.runs import TextRun
 from t2i.tasks import TextToImage
 from t2i.text_encoder import OpenCLIPTextEncoder
 
@@ -270,8 +270,8 @@ def config_of(store, tmp_path, *flags):
 def test_a_run_takes_latents_captions_and_the_text_encoder_from_the_store(store, clip, tmp_path):
     config, _ = train_coco.parse(config_of(store, tmp_path))
     assert (config.text_encoder, config.text_weights, config.text_seed) == (clip, "none", 0)
-    run = TextRun(config, tmp_path)
-    backbone = run.build_backbone()
+    data = dataset_of(config).open(config, tmp_path)
+    backbone = data.build_backbone(config)
     embeddings = CaptionStore(store).all_embeddings().astype("float64")
     np.testing.assert_allclose(backbone.conditioning.mean, embeddings.mean(axis=0), rtol=1e-4, atol=1e-5)
     sizes = np.linalg.svd((embeddings - embeddings.mean(axis=0)) / embeddings.std(axis=0), compute_uv=False)
@@ -279,12 +279,12 @@ def test_a_run_takes_latents_captions_and_the_text_encoder_from_the_store(store,
     standard = (embeddings - embeddings.mean(axis=0)) @ to_numpy(backbone.conditioning.whitening)
     found = np.linalg.svd(standard, compute_uv=False) / np.sqrt(len(embeddings))
     np.testing.assert_allclose(found, sizes / (sizes + 0.3), rtol=1e-3, atol=1e-3)
-    batch = next(iter(run.data.batches(config, 0)))
+    batch = next(iter(data.batches(config, 0)))
     assert batch["latents"].shape == (4, 4, 4, 4) and batch["text_embeddings"].shape == (4, 16)
-    task = run.build_task(backbone)
-    assert task._encoder is None and task.text_encoder.identity() == run.text["identity"]
-    assert run.encoder is None and json.loads((tmp_path / "text.json").read_text()) == run.text
-    captions, shown = run._shown(3)
+    task = data.build_task(config, backbone)
+    assert task._encoder is None and task.text_encoder.identity() == data.text["identity"]
+    assert data.encoder is None and json.loads((tmp_path / "text.json").read_text()) == data.text
+    captions, shown = data.spread(config, 3)
     assert captions == ["A red bus.", "The cat to the RIGHT of a bowl", "a"] and shown.shape == (3, 16)
 
 
@@ -333,4 +333,4 @@ def test_captions_that_do_not_fit_the_store_are_refused(store, tmp_path):
         CaptionStore(tmp_path)
     config = dataclasses.replace(RECIPES["coco256-xl"], latents=str(tmp_path / "nothing"))
     with pytest.raises(FileNotFoundError, match="nothing has no captions"):
-        TextRun(config, tmp_path)
+        dataset_of(config).open(config, tmp_path)

@@ -24,7 +24,7 @@ from small_run import SMALL
 
 import train_coco
 import train_imagenet
-from fcdm_keras import FCDMBackbone, distribution, encode, presets, sample
+from fcdm_keras import FCDMBackbone, distribution, encode, recipes, sample
 from fcdm_keras.data.latent_store import LatentStore
 from fcdm_keras.distribution import agreement, layout, watch
 from fcdm_keras.pulse import Pulse
@@ -48,7 +48,7 @@ SEVERAL_DEVICES = {
 @pytest.fixture(scope="module", autouse=True)
 def small_network():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(presets.MODEL_SIZES, "XS", SMALL)
+        patch.setitem(recipes.MODEL_SIZES, "XS", SMALL)
         yield
 
 

@@ -17,8 +17,9 @@ from PIL import Image
 from fcdm_keras import analysis, analyze, callbacks, report
 from fcdm_keras.evaluation.callback import Evaluate
 from fcdm_keras.model_table import count
+from fcdm_keras.options import to_json
 from fcdm_keras.paper import IMAGENET_256, IMAGENET_512
-from fcdm_keras.recipes import MODEL_SIZES, RECIPES, config_to_json
+from fcdm_keras.recipes import MODEL_SIZES, RECIPES
 from fcdm_keras.tasks import ClassToImage
 from fcdm_keras.trainer import DiffusionTrainer
 
@@ -48,7 +49,7 @@ def run(tmp_path_factory):
             Evaluate(task, judge, np.array([5, 6]), 3, [scores], **drawing),
         ],
     )
-    (folder / "config.json").write_text(config_to_json(RECIPES["digits"]))
+    (folder / "config.json").write_text(to_json(RECIPES["digits"]))
     (folder / "scores.json").write_text(json.dumps({"agreement": 0.987, "frechet": 0.1234567}))
     drawn = task.generate([5, 6], weights=trainer.ema.values(), **drawing)
     task.save_to_preset(str(folder / "preset"))
@@ -119,7 +120,7 @@ def test_several_runs_are_compared(run, tmp_path):
 
 
 def test_a_run_that_has_logged_nothing_is_reported(tmp_path):
-    (tmp_path / "config.json").write_text(config_to_json(dataclasses.replace(RECIPES["imagenet256-s"], seed=4)))
+    (tmp_path / "config.json").write_text(to_json(dataclasses.replace(RECIPES["imagenet256-s"], seed=4)))
     report.main([str(tmp_path), "--output", str(tmp_path / "report.html")])
     assert "Nothing is logged yet" in (tmp_path / "report.html").read_text()
     assert re.search(r"\| FCDM-S \| 32.7 \| 0 \| 3\.1 \| – \| – \|", (tmp_path / "report.md").read_text())
@@ -128,7 +129,7 @@ def test_a_run_that_has_logged_nothing_is_reported(tmp_path):
 def test_what_is_no_run_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit, match="^error: .* is no run folder: it holds no config.json"):
         report.main([str(tmp_path), "--output", str(tmp_path / "report.html")])
-    (tmp_path / "config.json").write_text(config_to_json(RECIPES["digits"]))
+    (tmp_path / "config.json").write_text(to_json(RECIPES["digits"]))
     (tmp_path / "scores.json").write_text('{"fid": ')
     with pytest.raises(SystemExit, match="^error: .*scores.json is no JSON, or is cut short"):
         report.main([str(tmp_path), "--output", str(tmp_path / "report.html")])

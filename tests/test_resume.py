@@ -20,20 +20,20 @@ import pytest
 from helpers import to_numpy
 
 import train_imagenet
-from fcdm_keras import presets
+from fcdm_keras import recipes
 from fcdm_keras.data.digits import load_digits
 from fcdm_keras.runs.build import build_trainer
 
 ROOT = Path(__file__).parent.parent
 NEXT_BACKEND = {"jax": "torch", "torch": "tensorflow", "tensorflow": "jax"}
 STEPS, EVERY = 10, 4
-SMALL = presets.ModelSize(8, (1, 0, 0, 0, 0))  # of recipe digits here: the network is not the subject
+SMALL = recipes.ModelSize(8, (1, 0, 0, 0, 0))  # of recipe digits here: the network is not the subject
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_network():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(presets.MODEL_SIZES, "XS", SMALL)
+        patch.setitem(recipes.MODEL_SIZES, "XS", SMALL)
         yield
 
 
@@ -52,7 +52,7 @@ def train(results, *flags):
 def process_of(call, backend=None):
     """A process that runs `call` of this module, given as text."""
     program = f"""import sys; sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]}; import test_resume
-test_resume.presets.MODEL_SIZES["XS"] = test_resume.SMALL; test_resume.{call}"""
+test_resume.recipes.MODEL_SIZES["XS"] = test_resume.SMALL; test_resume.{call}"""
     environment = {**os.environ, "KERAS_BACKEND": backend or keras.backend.backend()}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment, **pipes)
@@ -121,7 +121,7 @@ def test_a_run_folder_of_other_settings_is_refused(uninterrupted):
 
 def trajectory():
     """Losses of four training steps of the digits, with a fresh model."""
-    trainer = build_trainer(dataclasses.replace(presets.RECIPES["digits"], learning_rate=1e-4))
+    trainer = build_trainer(dataclasses.replace(recipes.RECIPES["digits"], learning_rate=1e-4))
     images, labels = load_digits("train")
     losses = []
     for step in range(4):

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from helpers import tiny_backbone, to_numpy
 
-from fcdm_keras import callbacks, drawing, presets, runs, sample
+from fcdm_keras import callbacks, recipes, sample
 from fcdm_keras.checkpoint import CheckpointManager
+from fcdm_keras.runs import build, load
 from fcdm_keras.runs.fit import fit_run
 from fcdm_keras.runs.folder import open_run
+from fcdm_keras.sampling import flags
 from fcdm_keras.tasks import ClassToImage
 
 STEPS = 3
@@ -19,14 +21,14 @@ STEPS = 3
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    monkeypatch.setitem(presets.MODEL_SIZES, "XS", presets.ModelSize(8, (0, 0, 1, 0, 0)))
-    return dataclasses.replace(presets.RECIPES["digits"], steps=STEPS, results_dir=str(tmp_path))
+    monkeypatch.setitem(recipes.MODEL_SIZES, "XS", recipes.ModelSize(8, (0, 0, 1, 0, 0)))
+    return dataclasses.replace(recipes.RECIPES["digits"], steps=STEPS, results_dir=str(tmp_path))
 
 
 @pytest.fixture
 def trainer(config):
     """A trainer at its last step whose average differs from its weights."""
-    trainer = runs.build_trainer(config)
+    trainer = build.build_trainer(config)
     generator = np.random.default_rng(0)
     for average in trainer.ema.averages:
         average.assign(generator.standard_normal(average.shape, dtype="float32"))
@@ -53,7 +55,7 @@ def assert_average(backbone, trainer):
 def test_an_unfinished_run_draws_with_its_newest_average(folder, trainer):
     (folder / "checkpoints" / ".unfinished-000000009").mkdir()  # the run may be at work
     before = sorted(folder.rglob("*"))
-    assert_average(runs.load_task(folder).backbone, trainer)
+    assert_average(load.load_task(folder).backbone, trainer)
     assert sorted(folder.rglob("*")) == before
 
 
@@ -67,7 +69,7 @@ def test_a_run_killed_after_its_last_checkpoint_is_completed(folder, config, tra
     assert (folder / "loss.png").exists() and not (folder / "preset" / "of_an_older_run").exists()
     assert not (folder / ".unfinished-preset").exists()
     shutil.rmtree(folder / "checkpoints")
-    task = runs.load_task(folder)
+    task = load.load_task(folder)
     assert_average(task.backbone, trainer)
     assert task.image_size == (8, 8)
 
@@ -75,7 +77,7 @@ def test_a_run_killed_after_its_last_checkpoint_is_completed(folder, config, tra
 def test_a_run_killed_before_its_first_checkpoint_starts_again(config):
     folder = open_run(config)
     with pytest.raises(FileNotFoundError, match=f"^There is no model at {folder}"):
-        runs.load_task(folder)
+        load.load_task(folder)
     assert open_run(config) == folder and os.listdir(folder) == ["config.json"]
 
 
@@ -83,7 +85,7 @@ def test_a_damaged_configuration_is_named(folder, config):
     content = (folder / "config.json").read_text()
     for damaged in ("", content[:100], content.replace('"digits"', "digits"), "[1]", '{"recipe": "digits"}'):
         (folder / "config.json").write_text(damaged)
-        for use in (lambda: open_run(config), lambda: runs.load_task(folder)):
+        for use in (lambda: open_run(config), lambda: load.load_task(folder)):
             with pytest.raises(ValueError, match=f"^{folder}/config.json does not fit; give another run"):
                 use()
 
@@ -93,7 +95,7 @@ def test_a_damaged_preset_is_named(name, tmp_path):
     ClassToImage(tiny_backbone((0, 0, 1, 0, 0), in_channels=3), image_size=8).save_to_preset(str(tmp_path))
     os.truncate(tmp_path / name, os.path.getsize(tmp_path / name) // 2)
     with pytest.raises(ValueError, match=f"^The preset {tmp_path} is damaged") as raised:
-        runs.load_task(tmp_path)
+        load.load_task(tmp_path)
     assert "\n" not in str(raised.value)
 
 
@@ -108,10 +110,10 @@ def test_a_preset_of_latents_is_not_drawn_as_pixels(tmp_path):
     [("0-2,7", [0, 1, 2, 7]), ("9", [9]), (" 3 , 1-1", [3, 1]), (None, list(range(10))), ("5,5", [5, 5])],
 )
 def test_classes_are_read(text, classes):
-    assert drawing.parse_classes(text, 10) == classes
+    assert flags.parse_classes(text, 10) == classes
 
 
 @pytest.mark.parametrize("text", ["", "1,,2", "1-", "-1", "2-1", "1-2-3", "²", "0x1", "10", f"0-{10**15}"])
 def test_classes_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match=r"^--classes must (look like|lie in) .*\. Received: "):
-        drawing.parse_classes(text, 10)
+        flags.parse_classes(text, 10)

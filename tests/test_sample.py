@@ -13,9 +13,10 @@ import pytest
 from helpers import tiny_backbone
 from test_cli import ROOT
 
-from fcdm_keras import runs, sample
-from fcdm_keras.drawing import draw_labels
+from fcdm_keras import sample
 from fcdm_keras.npz import NpzArray, NpzWriter, load_small
+from fcdm_keras.sampling import command
+from fcdm_keras.sampling.request import draw_labels
 from fcdm_keras.tasks import ClassToImage
 
 FLAGS = ("--num-samples", "11", "--num-sampling-steps", "2", "--batch-size", "2", "--npz", "--labels", "random")
@@ -36,7 +37,7 @@ def task(preset):
 @pytest.fixture
 def one_task(task, monkeypatch):
     """The preset is loaded once, so that the sampler is compiled once."""
-    monkeypatch.setattr(runs, "load_task", lambda source: task)
+    monkeypatch.setattr(command, "load_task", lambda source: task)
     return task
 
 

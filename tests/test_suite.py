@@ -11,10 +11,11 @@ from helpers import tiny_backbone
 from PIL import Image
 
 from fcdm_keras import evaluate
-from fcdm_keras.drawing import Drawing, add_drawing_flags
 from fcdm_keras.evaluation import features, suite
 from fcdm_keras.evaluation.features import Inception, Pixels
 from fcdm_keras.evaluation.metrics import frechet_distance, mean_and_covariance
+from fcdm_keras.sampling.flags import add_request_flags
+from fcdm_keras.sampling.request import Request
 from fcdm_keras.tasks import ClassToImage
 
 FILES = ("sample_batch", "ref_batch", "ref_batch_stats")
@@ -134,8 +135,8 @@ def test_a_model_is_scored_without_writing_images(score, preset, tmp_path):
     drawing_flags = ["--num-samples", "10", "--num-sampling-steps", "2", "--labels", "random", "--batch-size", "4"]
     scores = score(preset, "--reference", tmp_path / "reference.npz", *PIXELS, *drawing_flags)
     parser = argparse.ArgumentParser()
-    add_drawing_flags(parser, None)
-    drawing = Drawing(ClassToImage.from_preset(str(preset)), parser.parse_args(drawing_flags))
+    add_request_flags(parser, None)
+    drawing = Request(ClassToImage.from_preset(str(preset)), parser.parse_args(drawing_flags))
     drawn = np.concatenate([batch for _, batch in drawing.batches()])
     sides = [mean_and_covariance(side.reshape(len(side), -1) / 255.0) for side in (drawn, images)]
     assert scores["fid"] == pytest.approx(frechet_distance(*sides[0], *sides[1]), rel=1e-5)

@@ -23,12 +23,13 @@ from test_tasks import almost_equal
 from text_helpers import share_processes
 
 import train_coco
-from fcdm_keras import runs, sample
+from fcdm_keras import sample
 from fcdm_keras.recipes import MODEL_SIZES
 from fcdm_keras.report import model_size, read_run
+from fcdm_keras.runs import build, load
 from fcdm_keras.runs.folder import stored_config
-from t2i import presets
-from t2i import runs as text_runs
+from t2i import data, recipes
+from t2i import load as text_models
 from t2i import sample as sample_prompts
 from t2i.conditioning import TextConditioning
 from t2i.shapes import report
@@ -55,7 +56,7 @@ def patched():
         # Four pictures at a time everywhere, without guidance: one sampler is compiled.
         few = functools.partial(report.score_model, count=4, scales=(1.0,), curve_count=1)
         monkeypatch.setattr(report, "score_model", few)
-        monkeypatch.setattr(text_runs, "GRID_IMAGES", 4)
+        monkeypatch.setattr(data, "GRID_IMAGES", 4)
         yield monkeypatch
 
 
@@ -122,14 +123,14 @@ def test_text_and_class_models_share_every_name_of_the_backbone_and_its_weights(
     assert names(classes) == names(text) and len(names(text)) > 20
     classes.save_to_preset(str(tmp_path / "classes"))
     before = [to_numpy(v).copy() for v in text.conditioning.variables]
-    done = runs.copy_weights(text_runs.load_backbone(tmp_path / "classes"), text)
+    done = build.copy_weights(text_models.load_backbone(tmp_path / "classes"), text)
     made = len(text.conditioning.variables)
     assert done == f"{len(text.variables) - made} tensors are kept, the {made} of the conditioning are made anew"
     for a, b in zip(before, text.conditioning.variables):
         np.testing.assert_array_equal(a, to_numpy(b))
     np.testing.assert_array_equal(to_numpy(text.x_embedder.kernel), to_numpy(classes.x_embedder.kernel))
     text.save_to_preset(str(tmp_path / "text"))
-    loaded = text_runs.load_backbone(tmp_path / "text")
+    loaded = text_models.load_backbone(tmp_path / "text")
     for a, b in zip(text.variables, loaded.variables, strict=True):
         np.testing.assert_array_equal(to_numpy(a), to_numpy(b), err_msg=a.path)
 
@@ -195,7 +196,7 @@ def test_a_preset_keeps_the_text_encoder_and_all_weights(task, encoder, tmp_path
     with pytest.raises(ValueError, match="The model is of another text encoder .weights_hash"):
         other.generate("a", **OPTIONS)
     with pytest.raises(ValueError, match="damaged or of another kind of model: it holds a TextToImage"):
-        runs.load_task(tmp_path)
+        load.load_task(tmp_path)
 
 
 def test_a_task_needs_its_own_kind_of_model(encoder, tmp_path):
@@ -266,11 +267,11 @@ def test_the_report_counts_a_text_model(run):
 
 def test_commands_of_class_models_say_that_a_run_is_none(run, tmp_path):
     with pytest.raises(ValueError, match="holds a TextToImage, and a ClassToImage is needed"):
-        runs.load_task(run)
+        load.load_task(run)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     with pytest.raises(ValueError, match="does not fit; .*of another kind of run, with text_encoder"):
-        runs.load_task(tmp_path)
+        load.load_task(tmp_path)
 
 
 def test_a_run_keeps_to_its_text_encoder(run, tiny_clip):
@@ -325,25 +326,25 @@ def test_an_unfinished_run_is_loaded_from_its_checkpoint(run, tmp_path):
 
 
 def test_a_run_that_starts_from_another_keeps_the_conditioning_of_the_same_encoder_only(run):
-    config = stored_config(run, presets.TextTrainConfig)
+    config = stored_config(run, recipes.TextTrainConfig)
     identity = json.loads((run / "text.json").read_text())["identity"]
-    backbone = text_runs.build_backbone(config, DIM)
+    backbone = text_models.build_backbone(config, DIM)
     made = [to_numpy(v).copy() for v in backbone.conditioning.variables]
     other = SimpleNamespace(text={"identity": {**identity, "weights_hash": "0"}})
-    assert "the 15 of the conditioning are made anew" in text_runs.TextRun.start_from(other, run, backbone)
+    assert "the 15 of the conditioning are made anew" in data.TextData.start_from(other, run, backbone)
     for a, b in zip(made, backbone.conditioning.variables, strict=True):
         np.testing.assert_array_equal(a, to_numpy(b), err_msg=b.path)
     same = SimpleNamespace(text={"identity": identity})
-    assert text_runs.TextRun.start_from(same, run, backbone).startswith("all ")
+    assert data.TextData.start_from(same, run, backbone).startswith("all ")
     start = TextToImage.from_preset(run).backbone.conditioning
     for a, b in zip(start.variables, backbone.conditioning.variables, strict=True):
         np.testing.assert_array_equal(to_numpy(a), to_numpy(b), err_msg=b.path)
 
 
 def test_recipes_and_their_flags():
-    config = presets.RECIPES["coco256-xl"]
+    config = recipes.RECIPES["coco256-xl"]
     assert (config.model, config.steps, config.global_batch_size, config.image_size) == ("XL", 100_000, 256, 256)
     assert (config.learning_rate, config.weight_decay, config.ema_decay) == (1e-4, 0.0, 0.9999)
     assert (config.label_dropout, config.label_dropout_mode, config.precision) == (0.1, "joint", "float32")
-    fields = {field.name for field in dataclasses.fields(config)}
-    assert set(presets.HELP) < fields
+    without = {"recipe", "dataset", "num_classes", "cache", "source", "data_dir", "label_dropout_mode"}
+    assert {field.name for field in dataclasses.fields(config) if field.metadata["help"] is None} == without

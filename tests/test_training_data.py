@@ -13,14 +13,16 @@ import pytest
 from conftest import GOLDEN
 from helpers import tiny_backbone, to_numpy
 
-from fcdm_keras import evaluate, memory, runs
+from fcdm_keras import evaluate, memory
 from fcdm_keras.autoencoders import KLAutoencoder
 from fcdm_keras.convert import save_torch_state_dict
+from fcdm_keras.data.batches import ImageSource
 from fcdm_keras.data.encoding import StoreEncoder
 from fcdm_keras.data.photos import PhotoSource
-from fcdm_keras.data.training_data import ImageSource, open_training_data
 from fcdm_keras.data.transforms import center_crop
 from fcdm_keras.recipes import MODEL_SIZES, RECIPES, ModelSize, TrainConfig
+from fcdm_keras.runs import build, load
+from fcdm_keras.runs.datasets import dataset_of
 
 ROOT = Path(__file__).parents[1]
 VAE = str(GOLDEN / "vae")
@@ -77,7 +79,7 @@ def test_training_from_a_store_writes_images_of_the_decoder(train, store, tmp_pa
     assert header == "step,fid,precision,recall,kid" and scores.startswith("4,") and "nan" not in scores
     with Image.open(folder / "samples.png") as grid:
         assert grid.mode == "RGB"
-    task = runs.load_task(folder)
+    task = load.load_task(folder)
     assert task.autoencoder.downsampling_factor == 8
     drawn = task.generate([0, 1], num_steps=2, seed=0)
     assert drawn.shape == (2, 32, 32, 3) and drawn.dtype == np.uint8
@@ -110,17 +112,21 @@ def config_of(store, **changes):
     return dataclasses.replace(RECIPES["photos"], **{**fitting, **changes})
 
 
+def opened(config, folder):
+    return dataset_of(config).open(config, folder)
+
+
 def test_images_encoded_on_the_fly_are_those_of_the_store(store, tmp_path):
     """`--no-cache` gives the latents that the store gives, up to float16, in the same order with the same noise."""
-    stored = open_training_data(config_of(store, vae=VAE), tmp_path)
-    images = open_training_data(config_of(store, vae=VAE, cache=False, source="photos"), tmp_path)
+    stored = opened(config_of(store, vae=VAE), tmp_path)
+    images = opened(config_of(store, vae=VAE, cache=False, source="photos"), tmp_path)
     vae, source = images.autoencoder, PhotoSource("held_out", size=64, stride=64)
     examples = list(source.read(0, len(source)))
     crops = np.stack([center_crop(e.image, 32) for e in examples])
     labels = np.array([e.label for e in examples], np.int32)
-    same = dataclasses.replace(images, source=ImageSource(crops, labels, (4, 4, 4), 0))
+    images.source = ImageSource(crops, labels, (4, 4, 4), 0)
     config = config_of(store)
-    for a, b in zip(stored.batches(config, 2), same.batches(config, 2), strict=True):
+    for a, b in zip(stored.batches(config, 2), images.batches(config, 2), strict=True):
         np.testing.assert_array_equal(a["labels"], b["labels"])
         scale = np.abs(b["latents"]).max()  # the posterior of random weights is very wide
         np.testing.assert_allclose(a["latents"], b["latents"], rtol=5e-3, atol=1e-3 * min(scale, 10))
@@ -131,7 +137,7 @@ def test_the_wrong_autoencoder_for_a_store_is_refused(store, tmp_path):
     other = KLAutoencoder((8, 8, 8, 8), 1, norm_num_groups=4)
     other.save_diffusers(tmp_path / "other")
     with pytest.raises(ValueError, match="is not the one that made the latent store .* their weights differ"):
-        open_training_data(config_of(store, vae=str(tmp_path / "other")), tmp_path)
+        opened(config_of(store, vae=str(tmp_path / "other")), tmp_path)
 
 
 @pytest.mark.no_backend
@@ -177,16 +183,16 @@ def test_no_cache_needs_an_autoencoder_that_fits(store, tmp_path):
     ):
         config = config_of(store, **{"vae": VAE, "cache": False, "source": "photos", **changes})
         with pytest.raises(ValueError, match=message):
-            open_training_data(config, tmp_path)
+            opened(config, tmp_path)
 
 
 def test_fine_tuning_keeps_all_but_the_label_tables(tmp_path):
     """From a reference checkpoint, with another number of classes."""
     source = tiny_backbone()
     save_torch_state_dict(source, tmp_path / "reference.pt")
-    loaded, target = runs.load_backbone(tmp_path / "reference.pt"), tiny_backbone(num_classes=4)
+    loaded, target = load.load_backbone(tmp_path / "reference.pt"), tiny_backbone(num_classes=4)
     tables = [to_numpy(table) for table in target.conditioning.tables]
-    assert runs.copy_weights(loaded, target) == (
+    assert build.copy_weights(loaded, target) == (
         f"{len(target.variables) - 3} tensors are kept, the 3 of the conditioning are made anew "
         "(10 classes there, 4 here)"
     )
@@ -195,15 +201,15 @@ def test_fine_tuning_keeps_all_but_the_label_tables(tmp_path):
             np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
     for table, before in zip(target.conditioning.tables, tables, strict=True):
         np.testing.assert_array_equal(to_numpy(table), before)
-    assert runs.copy_weights(source, tiny_backbone()) == f"all {len(source.variables)} tensors are kept"
+    assert build.copy_weights(source, tiny_backbone()) == f"all {len(source.variables)} tensors are kept"
     with pytest.raises(ValueError, match=r"of another network: depths \(1, 1, 1, 1, 1\) there, \(1, 0, 1, 0, 0\) here"):
-        runs.copy_weights(source, tiny_backbone((1, 0, 1, 0, 0)))
+        build.copy_weights(source, tiny_backbone((1, 0, 1, 0, 0)))
 
 
 def test_memory_counts_what_training_holds():
     """Weights, optimizer and EMA exactly; and the paper's XL does not fit 24 GiB at its batch size without help."""
     config = RECIPES["digits"]
-    trainer = runs.build_trainer(config)
+    trainer = build.build_trainer(config)
     estimate = memory.training_memory(config, 8)
     assert estimate.weights == 4 * trainer.backbone.count_params()
     optimizer = [v for v in trainer.optimizer.variables if len(v.shape)]
@@ -222,7 +228,7 @@ if keras.backend.backend() == "torch":  # only PyTorch tells what it keeps for t
         import torch
 
         config = TrainConfig("x", "digits", "XS", 16, 10, 1, latent_channels=4, global_batch_size=4)
-        backbone = runs.build_backbone(config)
+        backbone = build.build_backbone(config)
         kept = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t: kept.setdefault((t.data_ptr(), t.shape), t.numel() * t.element_size()) and t, lambda t: t
