@@ -83,7 +83,7 @@ def test_data_workers_and_shapes_import_no_keras():
 
 
 def test_presets_import_the_standard_library_only():
-    for file in ("t2i/presets.py", "t2i/__init__.py"):
+    for file in ("t2i/recipes.py", "t2i/datasets.py", "t2i/__init__.py"):
         assert {name.split(".")[0] for name in imports(file)} <= {*sys.stdlib_module_names, "fcdm_keras"}, file
     for file in ("presets.py", "files.py", "run_folder.py", "vae_config.py"):
         assert {name.split(".")[0] for name in imports(file)} <= {*sys.stdlib_module_names, "fcdm_keras"}, file
