@@ -15,6 +15,7 @@ class ModelSize:
     parameters: int | None = None  # exact, 1000 classes and 4 latent channels
     gmacs_256: float | None = None  # the paper's "FLOPs (G)" at 256 px (tables 2 and 3)
     gmacs_512: float | None = None  # the paper's "FLOPs (G)" at 512 px (table 5)
+    network: str = "fcdm"  # in `fcdm_keras.runs.build.NETWORKS`
 
 
 # fmt: off
@@ -37,7 +38,7 @@ class TrainConfig:
 
     recipe: str = setting()
     dataset: str = setting(REQUIRED, "data set")
-    model: str = setting(REQUIRED, "model size: " + ", ".join(MODEL_SIZES), choices=tuple(MODEL_SIZES))
+    model: str = setting(REQUIRED, "model size: " + ", ".join(MODEL_SIZES), choices=MODEL_SIZES)
     image_size: int = setting(REQUIRED, "side of the images, pixels", at_least(4))
     num_classes: int = setting(REQUIRED, "number of classes; default the latent store's", at_least(1))
     steps: int = changeable(REQUIRED, "optimizer steps in all", at_least(1))
