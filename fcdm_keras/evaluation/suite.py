@@ -216,10 +216,8 @@ def write_reference(path, images, extractor, num_images=10_000, batch_size=64):
     streamed = {metric: metrics.FeatureStatistics() for metric in chosen}
     num_images = min(num_images, images.count)
     wanted = np.arange(num_images) * images.count // max(num_images, 1)
-    writer = NpzWriter(path, (num_images, *images.shape))
-    writer.truncate(0)
-    done = 0
-    with _progress(images.count, "reference") as bar:
+    with NpzWriter(path, (num_images, *images.shape)) as writer, _progress(images.count, "reference") as bar:
+        done = 0
         for batch in images.batches(batch_size):
             features = extractor.extract(batch)
             for metric, statistics in streamed.items():
@@ -227,10 +225,10 @@ def write_reference(path, images, extractor, num_images=10_000, batch_size=64):
             writer.append(batch[wanted[(wanted >= done) & (wanted < done + len(batch))] - done])
             done += len(batch)
             bar.update(len(batch))
-    arrays = {FEATURES_KEY: np.array(extractor.name)}
-    for metric, statistics in streamed.items():
-        arrays.update(zip(STATISTICS[metric], statistics.result()))
-    writer.finish(**arrays)
+        arrays = {FEATURES_KEY: np.array(extractor.name)}
+        for metric, statistics in streamed.items():
+            arrays.update(zip(STATISTICS[metric], statistics.result()))
+        writer.finish(**arrays)
 
 
 class Judge:
