@@ -11,9 +11,9 @@ from fcdm_keras import distribution, engine
 from fcdm_keras.autoencoders import Identity, KLAutoencoder
 from fcdm_keras.backbone import FCDMBackbone
 from fcdm_keras.checkpoint import CheckpointManager
-from fcdm_keras.convert import load_torch_checkpoint
 from fcdm_keras.optimizers import AdamW
 from fcdm_keras.presets import MODEL_SIZES
+from fcdm_keras.reference_checkpoints import load_torch_checkpoint
 from fcdm_keras.run_folder import stored_config
 from fcdm_keras.tasks import ClassToImage
 from fcdm_keras.trainer import DiffusionTrainer

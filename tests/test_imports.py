@@ -36,7 +36,7 @@ def test_the_files_are_seen():
 
 
 def test_backends_are_imported_in_their_places_only():
-    allowed = ("kernels/", "engine/", "distribution/on_", "convert.py", "hub.py")
+    allowed = ("kernels/", "engine/", "distribution/on_", "reference_checkpoints.py", "hub.py")
     for file in FILES:
         backends = {name.split(".")[0] for name in imports(file)} & {"jax", "jaxlib", "torch", "tensorflow"}
         assert not backends or file.startswith(allowed), (file, backends)
