@@ -111,7 +111,7 @@ def run(options, source=None):
     """
     from fcdm_keras import distribution
     from fcdm_keras.autoencoders import KLAutoencoder
-    from fcdm_keras.data.encoding import StoreEncoder
+    from fcdm_keras.data.latent_writer import StoreEncoder
     from fcdm_keras.data.sources import open_source
 
     job = distribution.job()

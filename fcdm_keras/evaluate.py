@@ -77,9 +77,9 @@ def _metrics(parser, text):
 
 def open_samples(options):
     """The samples as an `ImageSet`, and the settings they are drawn with."""
-    from fcdm_keras.evaluation import sources, suite
+    from fcdm_keras.evaluation import image_sets, suite
 
-    if not sources.is_model(options.samples):
+    if not image_sets.is_model(options.samples):
         return suite.open_set(options.samples), {}
     from fcdm_keras.drawing import Drawing
     from fcdm_keras.runs import load_task
@@ -87,7 +87,7 @@ def open_samples(options):
     options.source, options.num_samples = options.samples, options.num_samples or DRAWN
     drawing = Drawing(load_task(options.samples), options)
     settings = {**drawing.settings(), "label_order": options.label_order, "classes": options.classes}
-    return suite.ImageSet(options.samples, sources.DrawnImages(drawing, options.samples)), settings
+    return suite.ImageSet(options.samples, image_sets.DrawnImages(drawing, options.samples)), settings
 
 
 def evaluate(options):

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fcdm_keras.evaluation import metrics
-from fcdm_keras.evaluation.sources import ArrayImages, ImageFile, open_images
+from fcdm_keras.evaluation.image_sets import ArrayImages, ImageFile, open_images
 from fcdm_keras.npz import NpzWriter, array_names, load_small
 
 # Metric → what an extractor must give for it. `pool` is kept per image for those in PER_IMAGE.
@@ -33,7 +33,7 @@ class ImageSet:
 
     Attributes:
         name: for messages.
-        images: a source of `fcdm_keras.evaluation.sources`, or `None`.
+        images: one of `fcdm_keras.evaluation.image_sets`, or `None`.
         given: metric → (mu, sigma) from the file.
         extractor: name of the extractor that made `given`, or `None` if the file does not say.
     """
@@ -202,7 +202,7 @@ def write_reference(path, images, extractor, num_images=10_000, batch_size=64):
 
     Args:
         path: the `.npz` file.
-        images: a source of `fcdm_keras.evaluation.sources`.
+        images: one of `fcdm_keras.evaluation.image_sets`.
         extractor: see `fcdm_keras.evaluation.features`; its name is kept as `features`.
         num_images: images kept for precision, recall and KID, evenly spaced among all.
         batch_size: images read at once.
