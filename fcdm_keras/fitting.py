@@ -8,13 +8,13 @@ import numpy as np
 
 from fcdm_keras import callbacks, distribution, engine, runs
 from fcdm_keras.checkpoint import CheckpointManager
+from fcdm_keras.costs import describe_memory, gib
 from fcdm_keras.data.training_data import open_training_data
 from fcdm_keras.distribution.agreement import check_agreement, check_shared
 from fcdm_keras.evaluation.callback import Evaluate
-from fcdm_keras.memory import describe_memory, gib
-from fcdm_keras.plots import plot_losses
 from fcdm_keras.presets import MODEL_SIZES
 from fcdm_keras.pulse import Pulse
+from fcdm_keras.reporting.plots import plot_losses
 
 GRID_CLASSES, GRID_COLUMNS = 10, 10
 

@@ -114,7 +114,7 @@ def train(config, folder, images, held_out):
     from fcdm_keras import callbacks, distribution, engine
     from fcdm_keras.checkpoint import CheckpointManager
     from fcdm_keras.data.crops import crop_batches
-    from fcdm_keras.plots import plot_losses
+    from fcdm_keras.reporting.plots import plot_losses
 
     distribution.check_batch(config.batch_size, config.accumulation_steps)
     manager = CheckpointManager(folder / "checkpoints", keep_last=2)

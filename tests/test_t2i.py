@@ -25,7 +25,7 @@ from text_helpers import share_processes
 import train_coco
 from fcdm_keras import runs, sample
 from fcdm_keras.presets import MODEL_SIZES
-from fcdm_keras.report import model_size, read_run
+from fcdm_keras.reporting.tables import model_size, read_run
 from fcdm_keras.run_folder import stored_config
 from t2i import presets
 from t2i import runs as text_runs
