@@ -16,6 +16,7 @@ from tqdm import tqdm
 from fcdm_keras import engine, randomness
 from fcdm_keras.data.embedded import load_digits
 from fcdm_keras.diffusion import GaussianDiffusion
+from fcdm_keras.files import replacing
 from fcdm_keras.layers import GRN
 from fcdm_keras.npz import NpzArray, array_names, load_small
 from fcdm_keras.reporting.plots import plot_curves
@@ -183,7 +184,11 @@ def _samples_of_file(options, task):
 
 
 def curves(options):
-    """Name → (x, y) of each curve."""
+    """Yields the name and the (x, y) of each curve that the command's flags ask for.
+
+    Raises:
+        ValueError, OSError: a model cannot be loaded, or there are no samples that fit it.
+    """
     timesteps = np.unique(np.linspace(0, 999, options.num_timesteps).round().astype(int))
     keywords = {"seed": options.seed, "batch_size": options.batch_size}
     for source in options.sources:
@@ -203,13 +208,11 @@ def write(options, found):
     """Writes the CSV and the PNG, each in one step. Returns their paths."""
     folder = Path(options.output)
     x_label, y_label = LABELS[options.analysis]
-    paths = [folder / f"{options.analysis}.{kind}" for kind in ("csv", "png")]
-    temporary = [path.with_name(f".unfinished-{path.name}") for path in paths]
-    with open(temporary[0], "w", newline="") as file:
+    numbers, picture = (folder / f"{options.analysis}.{kind}" for kind in ("csv", "png"))
+    with replacing(numbers, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("model", x_label, y_label))
         writer.writerows((name, int(x), float(y)) for name, curve in found.items() for x, y in zip(*curve))
-    plot_curves(found, temporary[1], x_label, y_label, marker="o" if options.analysis == "activations" else "")
-    for path, unfinished in zip(paths, temporary):
-        os.replace(unfinished, path)
-    return paths
+    with replacing(picture) as file:
+        plot_curves(found, file, x_label, y_label, marker="o" if options.analysis == "activations" else "")
+    return numbers, picture
