@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from fcdm_keras.data.batches import training_batches
-from fcdm_keras.data.latent_store import METADATA, LatentStore, ShardWriter, StoreMetadata, StoreSource
+from fcdm_keras.data.latent_store import METADATA, LatentStore, StoreMetadata, StoreSource
+from fcdm_keras.data.latent_writer import ShardWriter
 from fcdm_keras.files import write_atomically
 
 PAPER_FORWARD = 2687  # images/s of FCDM-S, forward, one GPU (paper)

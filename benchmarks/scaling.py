@@ -25,9 +25,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from fcdm_keras.model_table import count
-from fcdm_keras.paper import IMAGENET_256
+from fcdm_keras.costs import count
 from fcdm_keras.recipes import MODEL_SIZES
+from fcdm_keras.reporting.paper import IMAGENET_256
 
 GPUS = (8, 64, 512)
 

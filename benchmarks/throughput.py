@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 
-from fcdm_keras.model_table import count
+from fcdm_keras.costs import count
 from fcdm_keras.recipes import MODEL_SIZES
 
 WORKLOADS = ("forward", "sampling", "training")

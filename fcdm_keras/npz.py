@@ -1,15 +1,15 @@
 """Arrays in `.npz` files, read and written in pieces: 50,000 images of 512² do not fit in memory."""
 
+import contextlib
 import io
 import math
-import os
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-PIECE = 1 << 24  # bytes read at once
+from fcdm_keras.files import replacing
 
 
 class NpzArray:
@@ -103,81 +103,58 @@ def _read(file, count, array):
 
 
 class NpzWriter:
-    """Writes an `.npz` file whose `arr_0` arrives in pieces, so that a kill loses nothing.
-
-    The pieces are appended to `<path>.part`, which has the layout of the finished file from the start; `finish` adds
-    the checksum, the other arrays and the directory, and renames it.
+    """Writes an `.npz` file whose `arr_0`, uint8, arrives in pieces. A context: the file is there, whole, when it ends.
 
     Args:
-        path: file to write.
+        path: file to write, a `Path` or a string. It stays as it was if the context ends with an error.
         shape: shape of the whole `arr_0`, `(N, …)`.
-        dtype: its type.
+
+    Attributes:
+        rows: rows written so far.
 
     Raises:
         OSError: the file cannot be written.
+
+    Example:
+
+    ```python
+    with NpzWriter("samples.npz", (50_000, 256, 256, 3)) as writer:
+        for images in batches:
+            writer.append(images)
+        writer.finish(arr_1=labels)
+    ```
     """
 
-    def __init__(self, path, shape, dtype="uint8"):
-        self.path = Path(path)
-        self.part = self.path.with_name(self.path.name + ".part")
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-        header = io.BytesIO()
-        description = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(header, description)
-        self._npy_header = header.getvalue()
-        self._start = len(self._entry().FileHeader(zip64=True))
-        self._first_row = self._start + len(self._npy_header)
-        if self._part_header() != self._npy_header:
-            self.part.write_bytes(self._entry().FileHeader(zip64=True) + self._npy_header)
-        self.truncate(self.rows)  # a row cut short by a kill
+    def __init__(self, path, shape):
+        self.path, self.shape = Path(path), tuple(shape)
+        self.rows = 0
 
-    def _part_header(self):
-        if not self.part.exists():
-            return None
-        with open(self.part, "rb") as file:
-            file.seek(self._start)
-            return file.read(len(self._npy_header))
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            self._archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(replacing(self.path)), "w"))
+            entry = zipfile.ZipInfo("arr_0.npy")  # without the time, so that equal arrays make equal files
+            self._array = stack.enter_context(self._archive.open(entry, "w", force_zip64=True))
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype("uint8")), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(self._array, {**header, "shape": self.shape})
+            self._stack = stack.pop_all()
+        return self
 
-    @property
-    def rows(self):
-        """Whole rows written so far."""
-        return min((self.part.stat().st_size - self._first_row) // self._row_bytes, self.shape[0])
-
-    def truncate(self, rows):
-        """Forgets the rows from number `rows` on."""
-        os.truncate(self.part, self._first_row + rows * self._row_bytes)
+    def __exit__(self, *error):
+        return self._stack.__exit__(*error)
 
     def append(self, rows):
-        """Adds rows `(B, …)`."""
-        if rows.dtype != self.dtype or rows.shape[1:] != self.shape[1:]:
-            raise ValueError(f"Rows must be {self.dtype} {self.shape[1:]}. Received: {rows.dtype} {rows.shape[1:]}")
-        with open(self.part, "ab") as file:
-            file.write(np.ascontiguousarray(rows).tobytes())
+        """Adds rows `(B, …)`. Raises ValueError for another type or shape."""
+        if rows.dtype != np.uint8 or rows.shape[1:] != self.shape[1:]:
+            raise ValueError(f"Rows must be uint8 {self.shape[1:]}. Received: {rows.dtype} {rows.shape[1:]}")
+        self._array.write(np.ascontiguousarray(rows).data)
+        self.rows += len(rows)
 
     def finish(self, **arrays):
-        """Completes the file with further, small arrays. Raises ValueError if rows are missing."""
+        """Adds further, small arrays behind the last row. Raises ValueError if rows are missing."""
         if self.rows != self.shape[0]:
             raise ValueError(f"{self.path} needs {self.shape[0]} rows before it is finished. Received: {self.rows}")
-        self.truncate(self.shape[0])  # a directory that a kill left behind
-        entry = self._entry()
-        with open(self.part, "r+b") as file:
-            file.seek(self._start)
-            while piece := file.read(PIECE):
-                entry.CRC = zlib.crc32(piece, entry.CRC)
-            file.seek(0)
-            file.write(entry.FileHeader(zip64=True))
-            with zipfile.ZipFile(file, "a") as archive:  # at the end, as behind a program that unpacks itself
-                archive.filelist.append(entry)
-                archive.NameToInfo[entry.filename] = entry
-                for name, array in arrays.items():
-                    content = io.BytesIO()
-                    np.save(content, array)
-                    archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
-        os.replace(self.part, self.path)
-
-    def _entry(self):
-        entry = zipfile.ZipInfo("arr_0.npy")  # without the time, so that equal arrays make equal files
-        entry.file_size = entry.compress_size = len(self._npy_header) + self.shape[0] * self._row_bytes
-        entry.CRC, entry.header_offset, entry.external_attr = 0, 0, 0o600 << 16
-        return entry
+        self._array.close()
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array)
+            self._archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())

@@ -117,6 +117,9 @@ def test_identity_keeps_the_contract():
     np.testing.assert_array_equal(
         to_numpy(identity.decode(identity.from_diffusion(identity.to_diffusion(mean)))), images
     )
+    np.testing.assert_array_equal(to_numpy(identity.decode(images, batch_size=1)), images)
+    zeros = np.array([-0.0, 0.0], "float32")
+    assert np.signbit(identity.from_diffusion(identity.to_diffusion(zeros))).tolist() == [True, False]
     assert (identity.scale, identity.shift, identity.in_channels, identity.downsampling_factor) == (1.0, 0.0, 3, 1)
 
 

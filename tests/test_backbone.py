@@ -6,9 +6,10 @@ from keras import ops
 
 from fcdm_keras.backbone import FCDMBackbone
 from fcdm_keras.conditioning import ClassConditioning
+from fcdm_keras.costs import count
 from fcdm_keras.hub import keras_hub
 from fcdm_keras.layers import GRN, FCDMBlock, TimestepEmbedding, pixel_shuffle, pixel_unshuffle
-from fcdm_keras.model_table import count, rows
+from fcdm_keras.model_table import rows
 from fcdm_keras.recipes import MODEL_SIZES, ModelSize
 
 

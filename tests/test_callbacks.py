@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fcdm_keras import callbacks, images
 from fcdm_keras.checkpoint import WEIGHTS, CheckpointManager
-from fcdm_keras.plots import plot_losses
+from fcdm_keras.reporting.plots import plot_losses
 from fcdm_keras.tasks import ClassToImage
 from fcdm_keras.trainer import DiffusionTrainer
 

@@ -4,7 +4,7 @@ import scipy.linalg
 from helpers import to_numpy
 
 from fcdm_keras.autoencoders import to_uint8
-from fcdm_keras.data.digits import load_digits
+from fcdm_keras.data.embedded import load_digits
 from fcdm_keras.evaluation.digits import score_digits
 from fcdm_keras.evaluation.metrics import frechet_distance, mean_and_covariance
 

@@ -6,9 +6,9 @@ from helpers import nhwc, relative_error, to_numpy
 from keras import ops
 
 from fcdm_keras import guidance, samplers
-from fcdm_keras.convert import _parameters, load_torch_checkpoint
 from fcdm_keras.diffusion import GaussianDiffusion
 from fcdm_keras.optimizers import AdamW
+from fcdm_keras.reference_checkpoints import _parameters, load_torch_checkpoint
 from fcdm_keras.trainer import DiffusionTrainer
 
 

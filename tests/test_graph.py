@@ -6,8 +6,8 @@ import pytest
 from helpers import to_numpy
 from tensorboardX.proto import graph_pb2
 
-from fcdm_keras.evaluation.graph import FrozenGraph
-from fcdm_keras.evaluation.graph_ops import OPERATIONS
+from fcdm_keras.evaluation.inception.graph import FrozenGraph
+from fcdm_keras.evaluation.inception.graph_ops import OPERATIONS
 
 FLOAT, INT, UINT8 = 1, 3, 4
 

@@ -20,8 +20,8 @@ from helpers import to_numpy
 from fcdm_keras import encode, evaluate
 from fcdm_keras.autoencoders import KLAutoencoder, to_uint8
 from fcdm_keras.data.batches import training_batches
-from fcdm_keras.data.encoding import StoreEncoder
-from fcdm_keras.data.latent_store import LatentStore, ShardWriter, StoreSource, check_fit, read_metadata
+from fcdm_keras.data.latent_store import LatentStore, StoreSource, check_fit, read_metadata
+from fcdm_keras.data.latent_writer import ShardWriter, StoreEncoder
 from fcdm_keras.data.sources import FolderSource
 from fcdm_keras.data.transforms import center_crop
 from fcdm_keras.evaluation.reconstruction import psnr

@@ -117,6 +117,14 @@ def test_distances_are_not_rounded_to_float16(golden):
     assert precision_recall(data["ref_pool"], data["sample_pool"]) == (data["precision_f64"], data["recall_f64"])
 
 
+def test_the_edge_of_a_ball_belongs_to_it():
+    """Every point of one set lies exactly as far from one of the other as that one's neighbour does."""
+    ends, beside = np.array([[0], [2], [10], [12]], "float32"), np.array([[4], [14]], "float32")
+    assert precision_recall(ends, beside, k=1)[0] == 1.0
+    assert precision_recall(beside, ends, k=1)[1] == 1.0
+    assert precision_recall(ends, beside + 0.25, k=1)[0] == 0.0
+
+
 def test_blocks_do_not_change_precision_and_recall(golden, monkeypatch):
     """Blocks far smaller than the sets, with sides that do not divide them, against scipy's whole matrix."""
     data = golden("adm/features")

@@ -31,6 +31,13 @@ def test_what_is_random_about_a_sample_follows_from_seed_and_place():
     assert augmentation(1, np.int64(9)).random(4).tolist() == draws[1, 9]
 
 
+def test_what_is_random_about_a_sample_shares_no_stream_with_an_order():
+    for epoch in (0, 1):
+        order = permutation(1, epoch, 100)
+        for place in (0, 1):
+            assert (augmentation(1, place).permutation(100) != order).any()
+
+
 def test_batches_visit_every_sample_once_per_epoch_in_an_order_of_their_own():
     source = ShuffledBatches(ArraySource({"i": np.arange(10)}), batch_size=4, steps=10, seed=3)
     assert len(source) == 10

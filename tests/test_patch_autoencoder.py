@@ -10,7 +10,7 @@ from helpers import tiny_backbone, to_numpy
 from fcdm_keras import callbacks
 from fcdm_keras.autoencoders import PatchAutoencoder
 from fcdm_keras.autoencoders.trainer import AutoencoderTrainer
-from fcdm_keras.data.photos import load_photos
+from fcdm_keras.data.embedded import load_photos
 from fcdm_keras.optimizers import AdamW
 from fcdm_keras.tasks import ClassToImage
 from t2i.recipes import RECIPES

@@ -14,12 +14,14 @@ import pytest
 from helpers import tiny_backbone, to_numpy
 from PIL import Image
 
-from fcdm_keras import analysis, analyze, callbacks, report
+from fcdm_keras import analyze, callbacks, report
+from fcdm_keras.costs import count
 from fcdm_keras.evaluation.callback import Evaluate
-from fcdm_keras.model_table import count
 from fcdm_keras.options import to_json
-from fcdm_keras.paper import IMAGENET_256, IMAGENET_512
 from fcdm_keras.recipes import MODEL_SIZES, RECIPES
+from fcdm_keras.reporting import analysis
+from fcdm_keras.reporting.paper import IMAGENET_256, IMAGENET_512
+from fcdm_keras.reporting.tables import model_size, read_run
 from fcdm_keras.tasks import ClassToImage
 from fcdm_keras.trainer import DiffusionTrainer
 
@@ -124,6 +126,33 @@ def test_a_run_that_has_logged_nothing_is_reported(tmp_path):
     report.main([str(tmp_path), "--output", str(tmp_path / "report.html")])
     assert "Nothing is logged yet" in (tmp_path / "report.html").read_text()
     assert re.search(r"\| FCDM-S \| 32.7 \| 0 \| 3\.1 \| – \| – \|", (tmp_path / "report.md").read_text())
+
+
+def test_a_run_folder_tells_the_size_of_its_latents_and_conditions(tmp_path):
+    """From what runs of all kinds leave behind, finished or not."""
+
+    def size(config, **files):
+        for name, content in files.items():
+            (tmp_path / f"{name}.json").parent.mkdir(exist_ok=True)
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        (tmp_path / "config.json").write_text(to_json(config))
+        return model_size(read_run(tmp_path))
+
+    def counted(side, config, **options):
+        parameters, macs = count(MODEL_SIZES[config.model], side, side, in_channels=config.latent_channels, **options)
+        return parameters / 1e6, macs / 1e9
+
+    other = dataclasses.replace(RECIPES["imagenet256-s"], latent_scale=1.0, num_classes=1)
+    for config, side in ((RECIPES["digits"], 8), (RECIPES["imagenet256-s"], 32), (RECIPES["imagenet512-xl"], 64)):
+        assert size(config) == counted(side, config, num_classes=config.num_classes)
+    assert size(other) == (counted(32, other, num_classes=1)[0], None)
+    embeddings = {"num_classes": 1, "embedding_dim": 48}
+    identity = {"settings": {}, "identity": {"embedding_dim": 48}}
+    assert size(other, conditions=identity) == (counted(32, other, **embeddings)[0], None)
+    for kind, factor in (({"downsampling_factor": 4}, 4), ({"block_out_channels": [8, 16, 16]}, 4), ({}, 1)):
+        task = {"config": {"autoencoder": {"config": {**kind, "latent_channels": 4}}}}
+        assert size(other, **{"preset/task": task}) == counted(256 // factor, other, **embeddings)
+    assert size(other, latents={"latent_shape": [16, 16, 4]}) == counted(16, other, **embeddings)
 
 
 def test_what_is_no_run_is_named(tmp_path, capsys):

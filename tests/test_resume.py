@@ -21,7 +21,7 @@ from helpers import to_numpy
 
 import train_imagenet
 from fcdm_keras import recipes
-from fcdm_keras.data.digits import load_digits
+from fcdm_keras.data.embedded import load_digits
 from fcdm_keras.runs.build import build_trainer
 
 ROOT = Path(__file__).parent.parent

@@ -25,7 +25,7 @@ from text_helpers import share_processes
 import train_coco
 from fcdm_keras import sample
 from fcdm_keras.recipes import MODEL_SIZES
-from fcdm_keras.report import model_size, read_run
+from fcdm_keras.reporting.tables import model_size, read_run
 from fcdm_keras.runs import build, load
 from fcdm_keras.runs.folder import stored_config
 from t2i import data, recipes

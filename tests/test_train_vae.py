@@ -18,7 +18,7 @@ from PIL import Image
 from fcdm_keras import train_vae
 from fcdm_keras.autoencoders import KLAutoencoder, sample_posterior
 from fcdm_keras.autoencoders.trainer import AutoencoderTrainer
-from fcdm_keras.data import crops, photos
+from fcdm_keras.data import crops, embedded
 from fcdm_keras.evaluation.reconstruction import latent_moments, psnr
 from fcdm_keras.runs import autoencoder
 
@@ -41,13 +41,13 @@ def places(images):
 
 @pytest.mark.no_backend
 def test_photographs_are_cut_by_source():
-    images, labels, names = photos.load_photos("train", 64)
+    images, labels, names = embedded.load_photos("train", 64)
     assert images.dtype == np.uint8 and images.shape == (len(labels), 64, 64, 3)
     assert names == ("china", "flower", "grace_hopper")
     wide, high = (23, 21), (18, 29)  # (side − 64) // 16 + 1 of 427 × 384 and of 344 × 512
     assert np.bincount(labels).tolist() == [np.prod(wide), np.prod(wide), np.prod(high)]
-    np.testing.assert_array_equal(images[1], photos.load_regions("train")[0][:64, 16:80])
-    held_out, labels, _ = photos.load_photos("held_out", 64, stride=64)
+    np.testing.assert_array_equal(images[1], embedded.load_regions("train")[0][:64, 16:80])
+    held_out, labels, _ = embedded.load_photos("held_out", 64, stride=64)
     assert np.bincount(labels).tolist() == [6 * 4, 6 * 4, 4 * 8]
     assert min(image.std() for image in held_out) > 1
 
@@ -55,10 +55,10 @@ def test_photographs_are_cut_by_source():
 @pytest.mark.no_backend
 def test_no_pixel_is_in_both_splits(monkeypatch):
     shapes = [(427, 640), (427, 640), (600, 512)]
-    monkeypatch.setattr(photos, "_photographs", lambda: [coordinates(*shape) for shape in shapes])
+    monkeypatch.setattr(embedded, "_photographs", lambda: [coordinates(*shape) for shape in shapes])
     seen = {}
-    for split in photos.SPLITS:
-        images, labels, _ = photos.load_photos(split, 32, stride=31)
+    for split in embedded.SPLITS:
+        images, labels, _ = embedded.load_photos(split, 32, stride=31)
         for label in range(3):
             seen[split, label] = set(map(tuple, places(images[labels == label]).reshape(-1, 2)))
     for label, (height, width) in enumerate(shapes):
@@ -79,7 +79,7 @@ def test_no_pixel_is_in_both_splits(monkeypatch):
 )
 def test_photographs_that_are_not_there(arguments, message):
     with pytest.raises(ValueError, match=message):
-        photos.load_photos(*arguments)
+        embedded.load_photos(*arguments)
 
 
 @pytest.mark.no_backend
@@ -279,7 +279,7 @@ def test_a_run_writes_an_autoencoder_that_others_read(finished):
     assert keras.saving.load_model(finished / "autoencoder.keras").weights_hash() == scores["weights_hash"]
     assert autoencoder.scale == pytest.approx(1 / scores["latent_std"])
     assert autoencoder.shift == pytest.approx(scores["latent_mean"])
-    crop, _, _ = photos.load_photos("train", 16, stride=24)
+    crop, _, _ = embedded.load_photos("train", 16, stride=24)
     mean, logvar = map(to_numpy, autoencoder.encode(crop))
     drawn = autoencoder.to_diffusion(mean + np.exp(logvar / 2) * np.random.default_rng(0).standard_normal(mean.shape))
     assert abs(drawn.mean()) < 0.1 and abs(drawn.std() - 1) < 0.1

@@ -13,12 +13,12 @@ import pytest
 from conftest import GOLDEN
 from helpers import tiny_backbone, to_numpy
 
-from fcdm_keras import evaluate, memory
+from fcdm_keras import costs, evaluate
 from fcdm_keras.autoencoders import KLAutoencoder
 from fcdm_keras.convert import save_torch_state_dict
 from fcdm_keras.data.batches import ImageSource
-from fcdm_keras.data.encoding import StoreEncoder
-from fcdm_keras.data.photos import PhotoSource
+from fcdm_keras.data.embedded import PhotoSource
+from fcdm_keras.data.latent_writer import StoreEncoder
 from fcdm_keras.data.transforms import center_crop
 from fcdm_keras.recipes import MODEL_SIZES, RECIPES, ModelSize, TrainConfig
 from fcdm_keras.runs import build, load
@@ -210,16 +210,16 @@ def test_memory_counts_what_training_holds():
     """Weights, optimizer and EMA exactly; and the paper's XL does not fit 24 GiB at its batch size without help."""
     config = RECIPES["digits"]
     trainer = build.build_trainer(config)
-    estimate = memory.training_memory(config, 8)
+    estimate = costs.training_memory(config, 8)
     assert estimate.weights == 4 * trainer.backbone.count_params()
     optimizer = [v for v in trainer.optimizer.variables if len(v.shape)]
     assert estimate.optimizer == sum(4 * int(np.prod(v.shape)) for v in optimizer)
     assert estimate.ema == sum(4 * int(np.prod(v.shape)) for v in trainer.ema.averages)
-    xl = memory.training_memory(RECIPES["imagenet256-xl"], 32)
+    xl = costs.training_memory(RECIPES["imagenet256-xl"], 32)
     assert xl.weights == 4 * MODEL_SIZES["XL"].parameters
     assert xl.activations_checkpointed < 0.2 * xl.activations
     half = dataclasses.replace(RECIPES["imagenet256-xl"], precision="mixed_bfloat16", accumulation_steps=2)
-    assert memory.training_memory(half, 32).activations == xl.activations // 4
+    assert costs.training_memory(half, 32).activations == xl.activations // 4
 
 
 if keras.backend.backend() == "torch":  # only PyTorch tells what it keeps for the backward pass
@@ -237,4 +237,4 @@ if keras.backend.backend() == "torch":  # only PyTorch tells what it keeps for t
             backbone({"x_t": x_t, "timesteps": steps, "labels": steps}, training=True)
         weights = {v.value.data_ptr() for v in backbone.variables}
         total = sum(size for (pointer, _), size in kept.items() if pointer not in weights)
-        assert memory.training_memory(config, 16).activations == pytest.approx(total, rel=0.3)
+        assert costs.training_memory(config, 16).activations == pytest.approx(total, rel=0.3)

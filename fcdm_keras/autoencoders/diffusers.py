@@ -1,4 +1,7 @@
-"""Published weights of diffusers' `AutoencoderKL` to `KLAutoencoder` and back: names, layouts, `config.json`."""
+"""The form in which diffusers publishes `AutoencoderKL`: tensors' names and layouts, and `config.json`.
+
+It is read to plain dicts and written from them, for `fcdm_keras.autoencoders.kl`.
+"""
 
 import json
 import math
@@ -8,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from keras import ops
+from safetensors.numpy import save_file
 
-from fcdm_keras.autoencoders.kl import KLAutoencoder
 from fcdm_keras.autoencoders.weight_files import CONFIG, WEIGHTS, locate, read_tensors
 from fcdm_keras.files import write_atomically
 
@@ -29,34 +32,51 @@ _ONLY = {  # fields of which one value is known
 _SHOWN = 5  # names in an error
 
 
-def load_diffusers(source, revision=None, dtype=None):
-    """See `KLAutoencoder.from_diffusers`."""
+def read(source, revision, check_sizes):
+    """A published autoencoder.
+
+    Args:
+        source, revision: see `KLAutoencoder.from_diffusers`.
+        check_sizes: function of the configuration's sizes, as keywords, that raises ValueError for impossible ones.
+
+    Returns:
+        The tensors by name, in the file's layout, and `KLAutoencoder`'s arguments, two dicts.
+    """
     config, files = locate(source, revision)
     tensors = _renamed(read_tensors(files), source)
-    autoencoder = KLAutoencoder(**_options(config), dtype=dtype)
-    expected = parameters(autoencoder)
-    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    return tensors, _options(config, check_sizes)
+
+
+def assign(weights, tensors, source):
+    """Sets weights to published tensors.
+
+    Args:
+        weights: name → (variable, layout), as `parameters` gives them.
+        tensors: name → array in the file's layout.
+        source: what to call the tensors' origin in errors.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, or of another shape; no weight is changed then.
+    """
+    missing, unknown = sorted(weights.keys() - tensors.keys()), sorted(tensors.keys() - weights.keys())
     if missing or unknown:
         raise ValueError(
             f"{source} does not fit its {CONFIG}: missing tensors {_few(missing)}, unknown tensors {_few(unknown)}."
         )
-    values = {name: _from_file(name, tensors[name], *expected[name], source) for name in expected}
-    for name, (variable, _) in expected.items():
+    values = {name: _from_file(name, tensors[name], *weights[name], source) for name in weights}
+    for name, (variable, _) in weights.items():
         variable.assign(values[name])
-    return autoencoder
 
 
-def save_diffusers(autoencoder, folder):
-    """See `KLAutoencoder.save_diffusers`. Each file is whole or absent at any moment."""
-    from safetensors.numpy import save_file
-
+def write(folder, weights, config):
+    """Writes weights, name → (variable, layout), and the configuration, that of a `KLAutoencoder`, to a folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: _to_file(*parameter) for name, parameter in parameters(autoencoder).items()}
+    tensors = {name: _to_file(*parameter) for name, parameter in weights.items()}
     temporary = folder / f"{WEIGHTS}.tmp"
     save_file(tensors, temporary, metadata={"format": "pt"})
     os.replace(temporary, folder / f"{WEIGHTS}.safetensors")
-    write_atomically(folder / CONFIG, json.dumps(_published(autoencoder), indent=2) + "\n")
+    write_atomically(folder / CONFIG, json.dumps(_published(config), indent=2) + "\n")
 
 
 def parameters(autoencoder):
@@ -145,7 +165,7 @@ def file_shape(shape, layout):
     return tuple(shape[axis] for axis in _AXES[layout])
 
 
-def _options(path):
+def _options(path, check_sizes):
     """`KLAutoencoder`'s arguments from a `config.json`; what old files lack takes diffusers' default."""
     try:
         config = json.loads(path.read_text())
@@ -169,22 +189,21 @@ def _options(path):
         if not isinstance(options[name], (int, float)) or not math.isfinite(options[name]):
             raise ValueError(f"{path}: {name} must be a number. Received: {value!r}")
     try:
-        KLAutoencoder.check_sizes(**{name: options[name] for name in _SIZES if name in options})
+        check_sizes(**{name: options[name] for name in _SIZES if name in options})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return options
 
 
-def _published(autoencoder):
-    config = autoencoder.get_config()
-    levels = len(autoencoder.block_out_channels)
+def _published(config):
+    levels = len(config["block_out_channels"])
     return {
         "_class_name": "AutoencoderKL",
         "_diffusers_version": "0.30.0",  # the first that knows every field below
         "act_fn": "silu",
         "down_block_types": levels * ["DownEncoderBlock2D"],
         "up_block_types": levels * ["UpDecoderBlock2D"],
-        "out_channels": autoencoder.in_channels,
+        "out_channels": config["in_channels"],
         "sample_size": 256,
         **{name: config[name] for name in (*_SIZES, *_SWITCHES, "scaling_factor", "shift_factor")},
     }

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from fcdm_keras.autoencoders.compiled import CompiledMethods
+from fcdm_keras.autoencoders import diffusers
+from fcdm_keras.autoencoders.base import Autoencoder
 from fcdm_keras.autoencoders.kl_layers import Decoder, Encoder
 from fcdm_keras.layers import linear
 
@@ -16,8 +17,8 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
-class KLAutoencoder(CompiledMethods, keras.Model):
-    """Images to normal distributions of latents and back; see `fcdm_keras.autoencoders` for the contract.
+class KLAutoencoder(Autoencoder, keras.Model):
+    """Images to normal distributions of latents and back; see `fcdm_keras.autoencoders.base` for the contract.
 
     `from_diffusers` loads published weights. `encode` and `decode` are compiled and without gradients; `posterior` and
     `reconstruct` are the same computations to differentiate or to trace. `call(images)` decodes the posterior's mean.
@@ -48,8 +49,6 @@ class KLAutoencoder(CompiledMethods, keras.Model):
     images = vae.decode(vae.from_diffusion(latents))
     ```
     """
-
-    clip_denoised = False
 
     def __init__(
         self,
@@ -93,24 +92,24 @@ class KLAutoencoder(CompiledMethods, keras.Model):
                 f"Received: {scaling_factor}, {shift_factor}"
             )
         self.autocast = False  # the first layer of each half casts
-        shared = (norm_num_groups, mid_block_add_attention)
-        own = {"dtype": self.dtype_policy}
-        self.encoder = Encoder(
-            self.block_out_channels, layers_per_block, 2 * latent_channels, *shared, name="encoder", **own
-        )
-        self.decoder = Decoder(self.block_out_channels, layers_per_block, in_channels, *shared, name="decoder", **own)
-        self.quant_conv = linear(2 * latent_channels, dtype="float32", name="quant_conv") if use_quant_conv else None
-        self.post_quant_conv = (
-            linear(latent_channels, dtype="float32", name="post_quant_conv") if use_post_quant_conv else None
-        )
-        self.encoder.build((None, None, None, in_channels))
-        self.decoder.build((None, None, None, latent_channels))
-        if use_quant_conv:
-            self.quant_conv.build((None, None, None, 2 * latent_channels))
-        if use_post_quant_conv:
-            self.post_quant_conv.build((None, None, None, latent_channels))
+        self._make_layers()
         self.built = True
-        self._compiled = {}
+
+    def _make_layers(self):
+        widths, channels, images = self.block_out_channels, self.latent_channels, self.in_channels
+        shared, own = (self.norm_num_groups, self.mid_block_add_attention), {"dtype": self.dtype_policy}
+        self.encoder = Encoder(widths, self.layers_per_block, 2 * channels, *shared, name="encoder", **own)
+        self.decoder = Decoder(widths, self.layers_per_block, images, *shared, name="decoder", **own)
+        self.quant_conv = linear(2 * channels, dtype="float32", name="quant_conv") if self.use_quant_conv else None
+        self.post_quant_conv = (
+            linear(channels, dtype="float32", name="post_quant_conv") if self.use_post_quant_conv else None
+        )
+        self.encoder.build((None, None, None, images))
+        self.decoder.build((None, None, None, channels))
+        if self.use_quant_conv:
+            self.quant_conv.build((None, None, None, 2 * channels))
+        if self.use_post_quant_conv:
+            self.post_quant_conv.build((None, None, None, channels))
 
     @classmethod
     def from_diffusers(cls, source, *, revision=None, dtype=None):
@@ -127,15 +126,17 @@ class KLAutoencoder(CompiledMethods, keras.Model):
             FileNotFoundError: there is no such folder, file or repository, or it has no weights.
             ValueError: a file is damaged, or does not hold the weights that its configuration asks for.
         """
-        from fcdm_keras.autoencoders.diffusers import load_diffusers
-
-        return load_diffusers(source, revision=revision, dtype=dtype)
+        tensors, options = diffusers.read(source, revision, cls.check_sizes)
+        autoencoder = cls(**options, dtype=dtype)
+        diffusers.assign(diffusers.parameters(autoencoder), tensors, source)
+        return autoencoder
 
     def save_diffusers(self, folder):
-        """Writes `config.json` and `diffusion_pytorch_model.safetensors`, which diffusers reads as `AutoencoderKL`."""
-        from fcdm_keras.autoencoders.diffusers import save_diffusers
+        """Writes `config.json` and `diffusion_pytorch_model.safetensors`, which diffusers reads as `AutoencoderKL`.
 
-        save_diffusers(self, folder)
+        Each file is whole or absent at any moment.
+        """
+        diffusers.write(folder, diffusers.parameters(self), self.get_config())
 
     @property
     def downsampling_factor(self):
@@ -206,23 +207,10 @@ class KLAutoencoder(CompiledMethods, keras.Model):
     def call(self, images, training=None):
         return self.reconstruct(self.posterior(images)[0])
 
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def to_diffusion(self, latents):
-        """Unscaled latents to about unit variance: `(latents − shift) · scale`."""
-        return (latents - self.shift) * self.scale
-
-    def from_diffusion(self, latents):
-        """The inverse of `to_diffusion`."""
-        return latents / self.scale + self.shift
-
     def weights_hash(self):
         """SHA-256 over names, shapes and float32 values of all weights, hexadecimal; the same on all backends."""
-        from fcdm_keras.autoencoders.diffusers import parameters
-
         digest = hashlib.sha256()
-        for name, (variable, _) in sorted(parameters(self).items()):
+        for name, (variable, _) in sorted(diffusers.parameters(self).items()):
             digest.update(f"{name} {tuple(variable.shape)}\n".encode())
             digest.update(np.ascontiguousarray(ops.convert_to_numpy(ops.cast(variable, "float32")), "<f4"))
         return digest.hexdigest()
@@ -267,9 +255,3 @@ class KLAutoencoder(CompiledMethods, keras.Model):
             "use_post_quant_conv": self.use_post_quant_conv,
             "decode_batch_size": self.decode_batch_size,
         }
-
-
-def sample_posterior(mean, logvar, noise):
-    """`mean + exp(logvar / 2) · noise`, all of one shape: float32 tensor."""
-    mean, logvar, noise = (ops.cast(part, "float32") for part in (mean, logvar, noise))
-    return mean + ops.exp(0.5 * logvar) * noise

@@ -1,19 +1,16 @@
 """A small autoencoder for small images, which works on patches and trains in minutes on a CPU."""
 
-import hashlib
-
 import keras
 import numpy as np
 from keras import layers, ops
 
 from fcdm_keras import kernels
-from fcdm_keras.autoencoders.compiled import CompiledMethods
-from fcdm_keras.autoencoders.space_to_depth import SpaceToDepth
+from fcdm_keras.autoencoders.base import Autoencoder, SpaceToDepth
 from fcdm_keras.layers import conv, linear
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
-class PatchAutoencoder(CompiledMethods, layers.Layer):
+class PatchAutoencoder(Autoencoder, layers.Layer):
     """Convolutions between f×f patches of pixels and a few latent channels.
 
     All layers run at 1/f of the resolution, so it costs little; `KLAutoencoder` has more detail. The latent vector of a
@@ -42,9 +39,6 @@ class PatchAutoencoder(CompiledMethods, layers.Layer):
     autoencoder.adapt(images[:1000])
     ```
     """
-
-    clip_denoised = False
-    scale, shift = 1.0, 0.0
 
     def __init__(
         self,
@@ -86,7 +80,6 @@ class PatchAutoencoder(CompiledMethods, layers.Layer):
             for layer in network[1:]:
                 layer.build((None, None, None, width))
         self.built = True
-        self._compiled = {}
 
     def adapt(self, images):
         """Takes the channels' statistics over the latents of images, uint8 `(N, H, W, in_channels)`."""
@@ -117,24 +110,8 @@ class PatchAutoencoder(CompiledMethods, layers.Layer):
         """Images of latents, float32 in [−1, 1]; `batch_size` is not needed here."""
         return self._run("reconstruct", ops.cast(latents, "float32"))
 
-    def to_diffusion(self, latents):
-        return latents
-
-    def from_diffusion(self, latents):
-        return latents
-
-    def weights_hash(self):
-        """SHA-256 of all weights, hexadecimal."""
-        digest = hashlib.sha256()
-        for variable in self.weights:
-            digest.update(np.ascontiguousarray(ops.convert_to_numpy(variable)).tobytes())
-        return digest.hexdigest()
-
     def call(self, images):
         return self.reconstruct(self.posterior(images)[0])
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
     def get_config(self):
         names = ("downsampling_factor", "latent_channels", "in_channels", "hidden_channels", "posterior_std")

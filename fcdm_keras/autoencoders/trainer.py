@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from fcdm_keras import engine, randomness
-from fcdm_keras.autoencoders.kl import sample_posterior
+from fcdm_keras.autoencoders.base import sample_posterior
 from fcdm_keras.step_trainer import StepTrainer
 
 LOSSES = ("l1", "l2")

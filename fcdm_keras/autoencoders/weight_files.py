@@ -8,6 +8,12 @@ import json
 import re
 from pathlib import Path
 
+import huggingface_hub
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from fcdm_keras.reference_checkpoints import read_torch_file
+
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model"
 _SUFFIXES = (".safetensors", ".bin")
 _FORMATS = f"{WEIGHTS}.safetensors or {WEIGHTS}.bin"
@@ -98,14 +104,12 @@ def _listed(folder):
 
 def _download(name, revision):
     """Folder of a Hub repository's autoencoder; `.bin` is only fetched where there are no `.safetensors`."""
-    from huggingface_hub import snapshot_download
-
     folder = None
     for suffix in _SUFFIXES:
         wanted = [CONFIG, f"{WEIGHTS}{suffix}", f"{WEIGHTS}-*{suffix}", f"{WEIGHTS}{suffix}.index.json"]
         patterns = [*wanted, *(f"vae/{pattern}" for pattern in wanted)]
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+            folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
         except Exception as error:  # of the network, of the Hub, of the disk: all say what in their first line
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise FileNotFoundError(
@@ -117,9 +121,6 @@ def _download(name, revision):
 
 
 def _read_safetensors(path):
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
         return load_file(path)
     except SafetensorError:
@@ -129,8 +130,6 @@ def _read_safetensors(path):
 
 
 def _read_bin(path):
-    from fcdm_keras.convert import read_torch_file
-
     state = read_torch_file(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]

@@ -4,8 +4,8 @@ import sys
 
 from fcdm_keras import distribution
 from fcdm_keras.autoencoders import KLAutoencoder
-from fcdm_keras.data.encoding import StoreEncoder
 from fcdm_keras.data.latent_store import LatentStore
+from fcdm_keras.data.latent_writer import StoreEncoder
 from fcdm_keras.data.sources import open_source
 from fcdm_keras.options import device_options
 

@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from PIL import Image
 
-from fcdm_keras.data import photos
+from fcdm_keras.data.embedded import load_photos, load_regions
 from fcdm_keras.data.sources import EXTENSIONS
 from fcdm_keras.data.transforms import UnreadableImageError, decode_image
 
@@ -35,8 +35,8 @@ def open_images(source, size, resize=0):
         ValueError: it holds fewer than two images that are large enough.
     """
     if source == "photos" and not os.path.isdir(source):
-        held_out, _, _ = photos.load_photos("held_out", size, stride=size)
-        return photos.load_regions("train"), held_out[:: -(-len(held_out) // HELD_OUT_LIMIT)], []
+        held_out, _, _ = load_photos("held_out", size, stride=size)
+        return load_regions("train"), held_out[:: -(-len(held_out) // HELD_OUT_LIMIT)], []
     files, notes = _usable(_image_files(source), source, size, resize)
     order = np.random.Generator(np.random.Philox(key=0)).permutation(len(files))
     files = ImageFiles([files[i] for i in order], size, resize)

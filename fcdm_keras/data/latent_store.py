@@ -15,16 +15,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from fcdm_keras.data.order import augmentation
-from fcdm_keras.files import write_atomically
 
 FORMAT_VERSION = 1
 METADATA = "store.json"
@@ -222,54 +219,8 @@ class StoreSource:
         return (latents - np.float32(metadata.shift)) * np.float32(metadata.scale), labels
 
 
-class ShardWriter:
-    """Writes one shard under a hidden name; `finish` renames it when all of it is on disk.
-
-    Args:
-        folder: the store.
-        index: number of the shard.
-
-    Raises:
-        OSError: on any call, where the disk is full or read-only.
-    """
-
-    def __init__(self, folder, index):
-        self.folder = Path(folder)
-        self.name = f"shard-{index:05d}"
-        self._unfinished = self.folder / f".unfinished-{self.name}"
-        self.images = 0
-        self._writer = _guarded(ArrayRecordWriter, str(self._unfinished), "group_size:1,uncompressed")
-
-    def write(self, posteriors, label, key):
-        """Adds one image: a list of (mean, std) `(h, w, c)`, of itself and, with flips, of its mirror image."""
-        for mean, std in posteriors:
-            _guarded(self._writer.write, pack_record(mean, std, label, key))
-        self.images += 1
-
-    def finish(self, **facts):
-        """Puts the shard in its place. `facts` are stored with it."""
-        _guarded(self._writer.close)
-        file = self.folder / f"{self.name}.array_record"
-        with open(self._unfinished, "rb") as unfinished:
-            os.fsync(unfinished.fileno())
-        entry = {
-            "file": file.name,
-            "images": self.images,
-            "bytes": self._unfinished.stat().st_size,
-            "sha256": checksum(self._unfinished),
-            **facts,
-        }
-        os.replace(self._unfinished, file)
-        write_atomically(self.folder / f"{self.name}.json", json.dumps(entry, ensure_ascii=False) + "\n")
-
-
-def pack_record(mean, std, label, key):
-    """One record's bytes."""
-    return np.stack([mean, std]).astype("<f2").tobytes() + np.int32(label).astype("<i4").tobytes() + key.encode()
-
-
 def unpack_records(records, latent_shape):
-    """The inverse of `pack_record` for a list: means, stds, labels, keys."""
+    """Means, stds, labels and keys of a list of records, see above."""
     size = 2 * int(np.prod(latent_shape))
     numbers = np.stack([np.frombuffer(record, "<f2", size) for record in records]).reshape(-1, 2, *latent_shape)
     labels = np.array([np.frombuffer(record, "<i4", 1, 2 * size)[0] for record in records], np.int32)
@@ -280,11 +231,3 @@ def checksum(path):
     """SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _guarded(function, *args):
-    """ArrayRecord reports a full disk as RuntimeError."""
-    try:
-        return function(*args)
-    except RuntimeError as error:
-        raise OSError(str(error).partition("\n")[0]) from None

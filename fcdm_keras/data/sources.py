@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fcdm_keras.data.embedded import PhotoSource
 from fcdm_keras.data.transforms import Example, UnreadableImageError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -31,8 +32,6 @@ def open_source(name, split="train", data_dir=None):
     if os.path.isdir(name):
         return FolderSource(name, split)
     if name == "photos":
-        from fcdm_keras.data.photos import PhotoSource
-
         return PhotoSource(split)
     if name.startswith((".", "~", os.sep)):
         raise FileNotFoundError(f"There is no folder {name}.")
@@ -111,8 +110,7 @@ class TFDSSource:
         return (source[i] for i in range(start, stop))
 
     def _tf_records(self, start, stop):
-        import tensorflow_datasets as tfds
-
+        tfds = _tensorflow_datasets()
         return self._builder.as_dataset(
             split=f"{self.split}[{start}:{stop}]",
             shuffle_files=False,
@@ -121,18 +119,12 @@ class TFDSSource:
         ).as_numpy_iterator()
 
     def _decoders(self):
-        import tensorflow_datasets as tfds
-
-        return {self._image: tfds.decode.SkipDecoding()}
+        return {self._image: _tensorflow_datasets().decode.SkipDecoding()}
 
 
 def prepared_builder(name, data_dir):
     """The builder of a data set of TensorFlow Datasets. Raises FileNotFoundError, and says what to do, without one."""
-    from fcdm_keras.hub import hide_tensorflow_gpus
-
-    hide_tensorflow_gpus()
-    import tensorflow_datasets as tfds
-
+    tfds = _tensorflow_datasets()
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except (tfds.core.registered.DatasetNotFoundError, ValueError):  # no such name, or not the form of one
@@ -143,6 +135,16 @@ def prepared_builder(name, data_dir):
     if not builder.info.splits:
         raise FileNotFoundError(_how_to_prepare(name, builder.data_dir, data_dir))
     return builder
+
+
+def _tensorflow_datasets():
+    """TensorFlow Datasets, imported where it is used: it is an extra, and slow, and data workers need no Keras."""
+    from fcdm_keras.hub import hide_tensorflow_gpus
+
+    hide_tensorflow_gpus()
+    import tensorflow_datasets
+
+    return tensorflow_datasets
 
 
 def _how_to_prepare(name, expected, data_dir):

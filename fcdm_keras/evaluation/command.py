@@ -9,7 +9,7 @@ import keras
 
 from fcdm_keras import __version__, distribution
 from fcdm_keras.evaluate import DRAWN, METRICS, TITLES
-from fcdm_keras.evaluation import sources, suite
+from fcdm_keras.evaluation import image_sets, suite
 from fcdm_keras.evaluation.features import load_extractor
 from fcdm_keras.files import write_atomically
 from fcdm_keras.options import device_options, to_json
@@ -34,12 +34,12 @@ def run(options):
 
 def open_samples(options):
     """The samples as an `ImageSet`, and the settings they are drawn with."""
-    if not sources.is_model(options.samples):
+    if not image_sets.is_model(options.samples):
         return suite.open_set(options.samples), {}
     options.source, options.num_samples = options.samples, options.num_samples or DRAWN
     request = Request(load_task(options.samples), options)
     settings = {**request.settings(), "label_order": options.label_order, "classes": options.classes}
-    return suite.ImageSet(options.samples, sources.DrawnImages(request, options.samples)), settings
+    return suite.ImageSet(options.samples, image_sets.DrawnImages(request, options.samples)), settings
 
 
 def evaluate(options):

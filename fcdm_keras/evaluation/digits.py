@@ -1,8 +1,9 @@
 """Scores of drawn digits, by judges that never saw a drawn one."""
 
 import numpy as np
+from sklearn.svm import SVC
 
-from fcdm_keras.data.digits import load_digits
+from fcdm_keras.data.embedded import load_digits
 from fcdm_keras.evaluation.metrics import frechet_distance, mean_and_covariance, precision_recall
 
 SCORES = (
@@ -34,8 +35,6 @@ def score_digits(images, labels):
         `nearest_train_real`: the same of held-out digits;
         `copies`: share of samples nearer to a training digit than any held-out digit is.
     """
-    from sklearn.svm import SVC
-
     train_images, train_labels = load_digits("train")
     real_images, real_labels = load_digits("held_out")
     train, real = _pixels(train_images), _pixels(real_images)

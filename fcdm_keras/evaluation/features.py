@@ -13,7 +13,8 @@ import numpy as np
 from keras import ops
 
 from fcdm_keras import engine
-from fcdm_keras.evaluation.graph import FrozenGraph
+from fcdm_keras.evaluation.inception.graph import FrozenGraph
+from fcdm_keras.hub import keras_hub, unchanged_backbones
 
 INCEPTION_URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb"
 SPATIAL_CHANNELS = 7
@@ -192,8 +193,6 @@ class DINOv2(Extractor):
 
     def __init__(self, source="dinov2_large", batch_size=64, image_size=224):
         super().__init__("dinov2", batch_size)
-        from fcdm_keras.hub import keras_hub, unchanged_backbones
-
         self._size = (image_size, image_size)
         try:
             with unchanged_backbones():

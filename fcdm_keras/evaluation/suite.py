@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fcdm_keras.evaluation import metrics
-from fcdm_keras.evaluation.sources import ArrayImages, ImageFile, open_images
+from fcdm_keras.evaluation.image_sets import ArrayImages, ImageFile, open_images
 from fcdm_keras.npz import NpzWriter, array_names, load_small
 
 # Metric → what an extractor must give for it. `pool` is kept per image for those in PER_IMAGE.
@@ -33,7 +33,7 @@ class ImageSet:
 
     Attributes:
         name: for messages.
-        images: a source of `fcdm_keras.evaluation.sources`, or `None`.
+        images: one of `fcdm_keras.evaluation.image_sets`, or `None`.
         given: metric → (mu, sigma) from the file.
         extractor: name of the extractor that made `given`, or `None` if the file does not say.
     """
@@ -202,7 +202,7 @@ def write_reference(path, images, extractor, num_images=10_000, batch_size=64):
 
     Args:
         path: the `.npz` file.
-        images: a source of `fcdm_keras.evaluation.sources`.
+        images: one of `fcdm_keras.evaluation.image_sets`.
         extractor: see `fcdm_keras.evaluation.features`; its name is kept as `features`.
         num_images: images kept for precision, recall and KID, evenly spaced among all.
         batch_size: images read at once.
@@ -216,10 +216,8 @@ def write_reference(path, images, extractor, num_images=10_000, batch_size=64):
     streamed = {metric: metrics.FeatureStatistics() for metric in chosen}
     num_images = min(num_images, images.count)
     wanted = np.arange(num_images) * images.count // max(num_images, 1)
-    writer = NpzWriter(path, (num_images, *images.shape))
-    writer.truncate(0)
-    done = 0
-    with _progress(images.count, "reference") as bar:
+    with NpzWriter(path, (num_images, *images.shape)) as writer, _progress(images.count, "reference") as bar:
+        done = 0
         for batch in images.batches(batch_size):
             features = extractor.extract(batch)
             for metric, statistics in streamed.items():
@@ -227,10 +225,10 @@ def write_reference(path, images, extractor, num_images=10_000, batch_size=64):
             writer.append(batch[wanted[(wanted >= done) & (wanted < done + len(batch))] - done])
             done += len(batch)
             bar.update(len(batch))
-    arrays = {FEATURES_KEY: np.array(extractor.name)}
-    for metric, statistics in streamed.items():
-        arrays.update(zip(STATISTICS[metric], statistics.result()))
-    writer.finish(**arrays)
+        arrays = {FEATURES_KEY: np.array(extractor.name)}
+        for metric, statistics in streamed.items():
+            arrays.update(zip(STATISTICS[metric], statistics.result()))
+        writer.finish(**arrays)
 
 
 class Judge:

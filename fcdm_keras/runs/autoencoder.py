@@ -17,7 +17,7 @@ from fcdm_keras.evaluation.reconstruction import latent_moments, psnr, reconstru
 from fcdm_keras.files import write_atomically
 from fcdm_keras.optimizers import AdamW
 from fcdm_keras.options import to_json
-from fcdm_keras.plots import plot_losses
+from fcdm_keras.reporting.plots import plot_losses
 from fcdm_keras.runs.folder import CHECKPOINTS, LOG, LOSSES, SCORES
 from fcdm_keras.sampling.writers import grid
 

@@ -5,9 +5,9 @@ import numpy as np
 from fcdm_keras import distribution
 from fcdm_keras.autoencoders import Identity, KLAutoencoder
 from fcdm_keras.data.batches import ArraySource, ImageSource, training_batches
-from fcdm_keras.data.digits import load_digits
-from fcdm_keras.data.encoding import posterior_arrays
+from fcdm_keras.data.embedded import load_digits
 from fcdm_keras.data.latent_store import LatentStore, StoreSource, check_fit
+from fcdm_keras.data.latent_writer import posterior_arrays
 from fcdm_keras.data.sources import open_source, read_images
 from fcdm_keras.drawing import draw_together
 from fcdm_keras.evaluation import digits as digit_scores

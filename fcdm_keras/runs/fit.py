@@ -7,12 +7,12 @@ import keras
 
 from fcdm_keras import callbacks, distribution, engine
 from fcdm_keras.checkpoint import CheckpointManager
+from fcdm_keras.costs import describe_memory, gib
 from fcdm_keras.distribution.agreement import check_agreement, check_shared
 from fcdm_keras.evaluation.callback import Evaluate
-from fcdm_keras.memory import describe_memory, gib
-from fcdm_keras.plots import plot_losses
 from fcdm_keras.pulse import Pulse
 from fcdm_keras.recipes import MODEL_SIZES
+from fcdm_keras.reporting.plots import plot_losses
 from fcdm_keras.runs import build
 from fcdm_keras.runs import folder as run_folder
 from fcdm_keras.runs.data import sampling_options

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fcdm_keras.backbone import FCDMBackbone
 from fcdm_keras.checkpoint import CheckpointManager
-from fcdm_keras.convert import load_torch_checkpoint
+from fcdm_keras.reference_checkpoints import load_torch_checkpoint
 from fcdm_keras.runs import folder as run_folder
 from fcdm_keras.runs.build import build_backbone, build_task, build_trainer
 from fcdm_keras.runs.datasets import dataset_of

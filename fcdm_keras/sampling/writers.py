@@ -94,13 +94,14 @@ class NpzFile:
     def finish(self, labels):
         if self.path.exists():
             return
-        writer = NpzWriter(self.path, self.shape)
-        writer.truncate(0)
-        for part in self._ranges():
-            if part.start <= writer.rows < part.stop:
-                rows = np.load(self.parts / f"{part.start:09d}-{part.stop:09d}.npy")
-                writer.append(rows[writer.rows - part.start :])
-        writer.finish(arr_1=labels)
+        whole = self.parts / self.path.name  # what a kill leaves of it goes with the parts
+        with NpzWriter(whole, self.shape) as writer:
+            for part in self._ranges():
+                if part.start <= writer.rows < part.stop:
+                    rows = np.load(self.parts / f"{part.start:09d}-{part.stop:09d}.npy")
+                    writer.append(rows[writer.rows - part.start :])
+            writer.finish(arr_1=labels)
+        os.replace(whole, self.path)
         shutil.rmtree(self.parts)
 
     def first(self, count):

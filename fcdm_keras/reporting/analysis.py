@@ -1,16 +1,31 @@
 """What the paper looks at inside a network: the spectrum of the predicted noise, and the diversity of channels.
 
-Both run a network on x_t of real latents (q_sample), with noise drawn from (seed, timestep, sample index).
+Both run a network on x_t of real latents (q_sample), with noise drawn from (seed, timestep, sample index). `curves` and
+`write` do so for several models, as `python -m fcdm_keras.analyze` asks.
 """
 
 import contextlib
+import csv
+import os
+from pathlib import Path
 
 import numpy as np
 from keras import ops
+from tqdm import tqdm
 
 from fcdm_keras import engine, randomness
+from fcdm_keras.data.embedded import load_digits
 from fcdm_keras.diffusion import GaussianDiffusion
+from fcdm_keras.files import replacing
 from fcdm_keras.layers import GRN
+from fcdm_keras.npz import NpzArray, array_names, load_small
+from fcdm_keras.reporting.plots import plot_curves
+from fcdm_keras.runs.load import load_task
+
+LABELS = {
+    "spectrum": ("timestep", "spectral energy of the predicted noise"),
+    "activations": ("block", "channel diversity (cosine distance)"),
+}
 
 
 def spectral_energy(backbone, latents, condition, timesteps, *, seed=0, batch_size=64):
@@ -127,3 +142,77 @@ def _recorded(blocks):
     finally:
         for block in blocks:
             del block.grn.call
+
+
+def load_samples(source, task, options):
+    """Latents `(N, H, W, C)` and conditions `(N,)` to analyse a task with. Raises ValueError if there are none."""
+    if options.data:
+        return _samples_of_file(options, task)
+    config = Path(source) / "config.json"
+    if not config.exists() or '"dataset": "digits"' not in config.read_text():
+        raise ValueError(f"{source} is not known to be trained on the digits: give samples with --data FILE.npz.")
+    latents, labels = load_digits("held_out")
+    if len(latents) < options.num_samples:
+        raise ValueError(f"There are {len(latents)} held-out digits. Received: --num-samples {options.num_samples}")
+    return latents[: options.num_samples], np.asarray(labels[: options.num_samples], np.int32)
+
+
+def _samples_of_file(options, task):
+    array = NpzArray(options.data)
+    if len(array.shape) != 4 or array.dtype.kind not in "uf" or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
+        raise ValueError(
+            f"arr_0 of {options.data} must be images (uint8) or latents (float), (N, H, W, C). "
+            f"Received: {array.dtype} of shape {array.shape}"
+        )
+    if len(array) < options.num_samples:
+        raise ValueError(f"{options.data} holds {len(array)} samples. Received: --num-samples {options.num_samples}")
+    latents = next(array.batches(options.num_samples))
+    if array.dtype == np.uint8:
+        parts = np.array_split(latents / np.float32(127.5) - np.float32(1), -(-len(latents) // options.batch_size))
+        means = (task.autoencoder.encode(part)[0] for part in parts)
+        latents = np.concatenate([ops.convert_to_numpy(task.autoencoder.to_diffusion(mean)) for mean in means])
+    if latents.shape[-1] != task.backbone.in_channels or latents.shape[1] % 4 or latents.shape[2] % 4:
+        raise ValueError(
+            f"The latents must have {task.backbone.in_channels} channels, height and width divisible by 4. "
+            f"Received: shape {latents.shape}"
+        )
+    if "arr_1" not in array_names(options.data):
+        return latents, ops.convert_to_numpy(task.backbone.conditioning.null(len(latents)))
+    labels = load_small(options.data, "arr_1")[: len(latents)]
+    task.backbone.conditioning.check(labels)
+    return latents, labels.astype(np.int32)
+
+
+def curves(options):
+    """Yields the name and the (x, y) of each curve that the command's flags ask for.
+
+    Raises:
+        ValueError, OSError: a model cannot be loaded, or there are no samples that fit it.
+    """
+    timesteps = np.unique(np.linspace(0, 999, options.num_timesteps).round().astype(int))
+    keywords = {"seed": options.seed, "batch_size": options.batch_size}
+    for source in options.sources:
+        task = load_task(source)
+        samples = load_samples(source, task, options)
+        if options.analysis == "spectrum":
+            bar = tqdm(timesteps, desc=source, unit="timestep", mininterval=0.2 if os.isatty(2) else 15)
+            yield source, (timesteps, spectral_energy(task.backbone, *samples, bar, **keywords))
+        else:
+            for with_grn in (True, False):
+                name = f"{source}, {'with' if with_grn else 'without'} GRN"
+                values = channel_diversity(task.backbone, *samples, timesteps, with_grn=with_grn, **keywords)
+                yield name, (np.arange(1, len(values) + 1), values)
+
+
+def write(options, found):
+    """Writes the CSV and the PNG, each in one step. Returns their paths."""
+    folder = Path(options.output)
+    x_label, y_label = LABELS[options.analysis]
+    numbers, picture = (folder / f"{options.analysis}.{kind}" for kind in ("csv", "png"))
+    with replacing(numbers, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("model", x_label, y_label))
+        writer.writerows((name, int(x), float(y)) for name, curve in found.items() for x, y in zip(*curve))
+    with replacing(picture) as file:
+        plot_curves(found, file, x_label, y_label, marker="o" if options.analysis == "activations" else "")
+    return numbers, picture

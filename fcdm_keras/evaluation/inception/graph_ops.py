@@ -8,7 +8,7 @@ the backend's own rules are.
 import numpy as np
 from keras import ops
 
-from fcdm_keras.evaluation.graph_values import TYPES, static
+from fcdm_keras.evaluation.inception.graph_values import TYPES, static
 
 
 def identity(attributes, x):

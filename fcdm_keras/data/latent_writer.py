@@ -9,12 +9,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
 from keras import ops
 from tqdm import tqdm
 
-from fcdm_keras.data.latent_store import METADATA, ShardWriter, StoreMetadata
+from fcdm_keras.data.latent_store import METADATA, StoreMetadata, checksum
 from fcdm_keras.data.transforms import UnreadableImageError
 from fcdm_keras.files import write_atomically
+from fcdm_keras.options import differences
 
 
 class StoreEncoder:
@@ -207,12 +209,54 @@ def posterior_arrays(autoencoder, images):
     return mean, np.exp(0.5 * logvar)
 
 
+class ShardWriter:
+    """Writes one shard under a hidden name; `finish` renames it when all of it is on disk.
+
+    Args:
+        folder: the store.
+        index: number of the shard.
+
+    Raises:
+        OSError: on any call, where the disk is full or read-only.
+    """
+
+    def __init__(self, folder, index):
+        self.folder = Path(folder)
+        self.name = f"shard-{index:05d}"
+        self._unfinished = self.folder / f".unfinished-{self.name}"
+        self.images = 0
+        self._writer = _guarded(ArrayRecordWriter, str(self._unfinished), "group_size:1,uncompressed")
+
+    def write(self, posteriors, label, key):
+        """Adds one image: a list of (mean, std) `(h, w, c)`, of itself and, with flips, of its mirror image."""
+        for mean, std in posteriors:
+            _guarded(self._writer.write, pack_record(mean, std, label, key))
+        self.images += 1
+
+    def finish(self, **facts):
+        """Puts the shard in its place. `facts` are stored with it."""
+        _guarded(self._writer.close)
+        file = self.folder / f"{self.name}.array_record"
+        with open(self._unfinished, "rb") as unfinished:
+            os.fsync(unfinished.fileno())
+        entry = {
+            "file": file.name,
+            "images": self.images,
+            "bytes": self._unfinished.stat().st_size,
+            "sha256": checksum(self._unfinished),
+            **facts,
+        }
+        os.replace(self._unfinished, file)
+        write_atomically(self.folder / f"{self.name}.json", json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def pack_record(mean, std, label, key):
+    """One record's bytes, as `fcdm_keras.data.latent_store` describes them."""
+    return np.stack([mean, std]).astype("<f2").tobytes() + np.int32(label).astype("<i4").tobytes() + key.encode()
+
+
 def _check_same(stored, settings, folder):
-    different = [
-        f"{name}={stored.get(name)!r} there, {value!r} now"
-        for name, value in settings.items()
-        if stored.get(name) != value
-    ]
+    different = differences(stored, settings)
     if different:
         raise ValueError(
             f"{folder} holds a latent store made otherwise ({'; '.join(different)[:600]}): give the options that it "
@@ -222,3 +266,11 @@ def _check_same(stored, settings, folder):
 
 def _interval():
     return 0.2 if os.isatty(2) else 15
+
+
+def _guarded(function, *args):
+    """ArrayRecord reports a full disk as RuntimeError."""
+    try:
+        return function(*args)
+    except RuntimeError as error:
+        raise OSError(str(error).partition("\n")[0]) from None

@@ -3,8 +3,13 @@
 import base64
 import dataclasses
 import html as escaping
+import io
 
-from fcdm_keras import report
+from fcdm_keras.files import write_atomically
+from fcdm_keras.reporting.plots import plot_losses, plot_runs, plot_scores
+from fcdm_keras.reporting.tables import HEADINGS, read_run, tables
+
+MAX_GRIDS = 4
 
 STYLE = """<style>
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --ours: #2a7de11f; --accent: #2a7de1; }
@@ -31,17 +36,31 @@ NOTE = (
 )
 
 
+def write(folders, path):
+    """Writes the page of run folders to `path`, a `Path`, and its tables as Markdown beside it. Returns both paths.
+
+    Raises:
+        ValueError: a folder is none of a run, or a file in it is damaged; nothing is written then.
+        OSError: a file cannot be read or written.
+    """
+    runs = [read_run(folder) for folder in folders]
+    written = path, path.with_suffix(".md")
+    write_atomically(written[1], markdown(runs))
+    write_atomically(path, html(runs))
+    return written
+
+
 def html(runs):
     """The page, with everything inside."""
     parts = ["<h1>FCDM: runs and the paper's results</h1>", f'<p class="note">{escaping.escape(NOTE)}</p>']
-    (title, ours), *papers = report.tables(runs)
-    parts += [f"<h2>{title}</h2>", _table(report.HEADINGS, ours, "ours")]
+    (title, ours), *papers = tables(runs)
+    parts += [f"<h2>{title}</h2>", _table(HEADINGS, ours, "ours")]
     if sum(bool(run.rows) for run in runs) > 1:
-        parts.append(_picture("Losses of all runs", report.comparison(runs)))
+        parts.append(_picture("Losses of all runs", comparison(runs)))
     for run in runs:
         parts += _run(run)
     for title, rows in papers:
-        parts += [f"<h2>{escaping.escape(title)}</h2>", _table(report.HEADINGS, rows)]
+        parts += [f"<h2>{escaping.escape(title)}</h2>", _table(HEADINGS, rows)]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>FCDM</title>\n{STYLE}'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
@@ -49,13 +68,36 @@ def html(runs):
 def markdown(runs):
     """The tables as Markdown."""
     lines = ["# FCDM: runs and the paper's results", "", NOTE]
-    for title, rows in report.tables(runs):
-        lines += ["", f"## {title}", "", *_markdown_table(report.HEADINGS, rows)]
+    for title, rows in tables(runs):
+        lines += ["", f"## {title}", "", *_markdown_table(HEADINGS, rows)]
     for run in runs:
         if run.judged:
             lines += ["", f"## Scores of {run.name}", "", *_markdown_table(("Score", "Value"), _score_rows(run))]
         lines += ["", f"## Settings of {run.name}", "", *_markdown_table(("Setting", "Value"), _setting_rows(run))]
     return "\n".join(lines) + "\n"
+
+
+def pictures(run):
+    """(title, PNG) of a run's curves and of its sample grids, from the first to the newest."""
+    if run.rows:
+        png = io.BytesIO()
+        plot_losses(run.folder / "log.csv", png)
+        yield "Loss", png.getvalue()
+    if (run.folder / "scores.csv").exists():
+        png = io.BytesIO()
+        if plot_scores(run.folder / "scores.csv", png):
+            yield "Scores while training", png.getvalue()
+    grids = sorted((run.folder / "samples").glob("step-*.png"))
+    chosen = [grids[round(i * (len(grids) - 1) / (MAX_GRIDS - 1))] for i in range(MAX_GRIDS)] if grids else []
+    for grid in dict.fromkeys(chosen):
+        yield f"Samples at step {int(grid.stem.removeprefix('step-')):,}", grid.read_bytes()
+
+
+def comparison(runs):
+    """PNG of all runs' losses in one plot."""
+    png = io.BytesIO()
+    plot_runs({run.name: run.folder / "log.csv" for run in runs if run.rows}, png)
+    return png.getvalue()
 
 
 def _run(run):
@@ -67,7 +109,7 @@ def _run(run):
     )
     if run.judged:
         yield "<h3>Scores</h3>" + _table(("Score", "Value"), _score_rows(run))
-    for title, png in report.pictures(run):
+    for title, png in pictures(run):
         yield _picture(title, png)
     if not run.rows:
         yield "<p>Nothing is logged yet.</p>"

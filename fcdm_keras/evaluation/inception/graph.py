@@ -1,7 +1,7 @@
 """Frozen TensorFlow graphs run on the active Keras backend, without TensorFlow.
 
 The file is a serialised `GraphDef`, read with the protobufs that TensorBoardX brings. The operations are in
-`fcdm_keras.evaluation.graph_ops`.
+`fcdm_keras.evaluation.inception.graph_ops`.
 
 Example:
 
@@ -14,11 +14,13 @@ pool, spatial = run(images)  # float32 (B, H, W, 3), 0 … 255
 
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
 from keras import ops
+from tensorboardX.proto import graph_pb2
 
 from fcdm_keras import engine
-from fcdm_keras.evaluation.graph_ops import OPERATIONS
-from fcdm_keras.evaluation.graph_values import constant
+from fcdm_keras.evaluation.inception.graph_ops import OPERATIONS
+from fcdm_keras.evaluation.inception.graph_values import constant
 
 _PASSES_ON = ("Identity", "CheckNumerics")
 
@@ -38,9 +40,6 @@ class FrozenGraph:
     @classmethod
     def load(cls, path):
         """Reads a `.pb` file. Raises ValueError if it is none or is cut short, and OSError if it cannot be read."""
-        from google.protobuf.message import DecodeError
-        from tensorboardX.proto import graph_pb2
-
         content = Path(path).read_bytes()
         definition = graph_pb2.GraphDef()
         try:

@@ -1,12 +1,16 @@
-"""Where images to score come from: an `.npz` file, a folder, a latent store, or a model that draws them.
+"""Sets of images to score: of an `.npz` file, a folder, memory, a latent store, or a model that draws them.
 
-A source has `name`, `count`, `shape` (H, W, channels), and `batches(size, stop)`, which yields uint8 `(B, H, W, C)`.
+Each has `name`, `count`, `shape` (H, W, channels), and `batches(size, stop)`, which yields uint8 `(B, H, W, C)`.
 """
 
 from pathlib import Path
 
 import numpy as np
+from keras import ops
+from PIL import Image
 
+from fcdm_keras.autoencoders import KLAutoencoder, to_uint8
+from fcdm_keras.data.latent_store import LatentStore
 from fcdm_keras.npz import NpzArray
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -56,8 +60,6 @@ class ImageFolder:
             yield np.stack([self._read(file) for file in files[start : start + size]])
 
     def _read(self, file):
-        from PIL import Image
-
         try:
             with Image.open(file) as picture:
                 gray = picture.mode == "L" if self.shape is None else self.shape[-1] == 1
@@ -96,9 +98,6 @@ class StoredImages:
     """
 
     def __init__(self, path):
-        from fcdm_keras.autoencoders import KLAutoencoder
-        from fcdm_keras.data.latent_store import LatentStore
-
         self._store = LatentStore(path)
         metadata = self._store.metadata
         self._autoencoder = KLAutoencoder.from_diffusers(metadata.autoencoder)
@@ -108,10 +107,6 @@ class StoredImages:
         self.shape = (metadata.image_size, metadata.image_size, self._autoencoder.in_channels)
 
     def batches(self, size, stop=None):
-        from keras import ops
-
-        from fcdm_keras.autoencoders import to_uint8
-
         count = self.count if stop is None else min(stop, self.count)
         for start in range(0, count, size):
             means, *_ = self._store.read(np.arange(start, min(start + size, count)))
@@ -138,7 +133,7 @@ def is_model(source):
 
 
 def open_images(source):
-    """A source of images from the path of a folder, a latent store or an `.npz` file.
+    """The images at the path of a folder, a latent store or an `.npz` file.
 
     Raises:
         ValueError: it holds no images that can be scored.

@@ -1,5 +1,7 @@
 """Pictures of a run's logs. A `path` may be a binary file as well."""
 
+from matplotlib.figure import Figure
+
 from fcdm_keras.callbacks import read_csv
 
 DIFFUSION = {"mse": "noise, mean squared error", "vb": "variational bound, bits/dim"}
@@ -54,19 +56,12 @@ def plot_curves(curves, path, x_label, y_label, marker=""):
 
 
 def _figure(columns, width=5):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, columns, figsize=(width * columns, 4), layout="constrained", squeeze=False)
-    for axis in axes[0]:
+    figure = Figure(figsize=(width * columns, 4), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
         axis.grid(alpha=0.3, which="both")
-    return figure, axes[0]
+    return figure, axes
 
 
 def _save(figure, path):
-    import matplotlib.pyplot as plt
-
     figure.savefig(path, dpi=120, format="png")
-    plt.close(figure)

@@ -1,0 +1,179 @@
+"""What a network costs: parameters, multiply-accumulates, and accelerator memory of training.
+
+MACs are multiply-accumulates of one forward pass of one sample, as torchprofile counts them on the reference: those of
+convolutions and linears, and the elementwise products that the reference writes out (two in GRN, one in each adaLN
+modulation). The paper calls them FLOPs; a multiply-accumulate is two floating-point operations, so FLOPs proper are
+twice as many. Standard library only.
+"""
+
+import dataclasses
+
+from fcdm_keras.recipes import MODEL_SIZES
+
+
+class _Sum:
+    """Parameters and MACs so far."""
+
+    def __init__(self):
+        self.parameters = self.macs = 0
+
+    def add(self, weights, biases, pixels, products=0):
+        """A layer that applies each weight once at each of `pixels`, and writes out `products` there."""
+        self.parameters += weights + biases
+        self.macs += pixels * (weights + products)
+
+
+def count(size, height=32, width=32, *, network="FCDM", **options):
+    """Parameters, and multiply-accumulates of one sample of `height` × `width`.
+
+    Args:
+        size: a `ModelSize`.
+        height, width: size of x_t, as the network takes it.
+        network: one of `NETWORKS`.
+        **options: as the network's own count takes them.
+
+    Returns:
+        Two integers.
+    """
+    total = _Sum()
+    NETWORKS[network](total, size, height, width, **options)
+    return total.parameters, total.macs
+
+
+def _fcdm(
+    total,
+    size,
+    height,
+    width,
+    *,
+    num_classes=1000,
+    embedding_dim=None,
+    in_channels=4,
+    out_channels=None,
+    expansion_ratio=3,
+    kernel_size=7,
+    frequency_dim=256,
+):
+    """An `FCDMBackbone` of these sizes; with `embedding_dim`, embeddings of so many numbers stand where classes do."""
+    c, full = size.hidden_channels, height * width
+    out_channels = out_channels or 2 * in_channels
+    levels = ((c, full), (2 * c, full // 4), (4 * c, full // 16))
+    for (d, pixels), depth in zip((*levels, levels[1], levels[0]), size.depths, strict=True):
+        for _ in range(depth):
+            _fcdm_block(total, d, pixels, expansion_ratio * d, kernel_size)
+    for d, _ in levels:
+        total.add(frequency_dim * d, d, 1)
+        total.add(d * d, d, 1)
+    _condition(total, [d for d, _ in levels], num_classes, embedding_dim)
+    total.add(9 * in_channels * c, c, full)  # x_embedder
+    for (d, pixels), (deeper, deeper_pixels) in zip(levels, levels[1:], strict=False):
+        total.add(9 * d * deeper // 4, 0, pixels)  # down
+        total.add(9 * deeper * d * 4, 0, deeper_pixels)  # up
+        total.add(2 * d * d, d, pixels)  # merge
+    total.add(9 * c * c, c, full)  # output_layer
+    total.add(c * 2 * c, 2 * c, 1)  # final adaLN
+    total.add(9 * c * out_channels, out_channels, full, products=c)
+
+
+def _fcdm_block(total, d, pixels, hidden, kernel_size):
+    total.add(d * 3 * d, 3 * d, 1)  # adaLN
+    total.add(kernel_size**2 * d, d, pixels, products=d)  # depthwise convolution; modulation
+    total.add(d * hidden, hidden, pixels)
+    total.add(0, 2 * hidden, pixels, products=2 * hidden)  # GRN
+    total.add(hidden * d, d, pixels)
+
+
+def _condition(total, widths, num_classes, embedding_dim):
+    """What makes a vector of each width of a condition: tables of classes, or MLPs of an embedding."""
+    for d in widths:
+        if embedding_dim is None:
+            total.add((num_classes + 1) * d, 0, 0)
+        else:
+            hidden = max(d, embedding_dim)
+            total.add(embedding_dim * hidden, hidden, 1)
+            total.add(hidden * d, d, 1)
+    if embedding_dim is not None:  # whitening, mean and null embedding, which are not trained
+        total.add(embedding_dim**2, 2 * embedding_dim, 1)
+
+
+NETWORKS = {"FCDM": _fcdm}  # each adds up what it costs
+
+# Feature maps that the backward pass of one block needs, in units of its width d: the block's input, after the
+# depthwise convolution, normalised, modulated, after the second linear; and three of the hidden width 3d.
+_BLOCK_MAPS = 5 + 3 * 3
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes of one device: weights, gradients, AdamW's two moments, EMA, and activations of one micro-batch."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    ema: int
+    activations: int
+    activations_checkpointed: int
+
+    def total(self, checkpointed):
+        """Bytes in all, with or without gradient checkpointing."""
+        fixed = self.weights + self.gradients + self.optimizer + self.ema
+        return fixed + (self.activations_checkpointed if checkpointed else self.activations)
+
+
+def training_memory(config, latent_side, data_parallel=1, model_parallel=1, parameters=None):
+    """An estimate for a `TrainConfig` on one device.
+
+    Weights, gradients, moments and EMA are exact (float32). Activations are what the blocks keep for the backward pass;
+    kernels' work space and what a compiler fuses away are not counted.
+
+    Args:
+        config: a `TrainConfig`.
+        latent_side: height and width of the latents.
+        data_parallel: devices, or groups of devices, that the batch is cut over.
+        model_parallel: devices that share one copy of the model, each with about its part.
+        parameters: of the model; default those of one that is conditioned on the config's classes.
+
+    Returns:
+        A `TrainingMemory`.
+    """
+    size = MODEL_SIZES[config.model]
+    if parameters is None:
+        sizes = {"num_classes": config.num_classes, "in_channels": config.latent_channels}
+        parameters, _ = count(size, latent_side, latent_side, **sizes)
+    parameters //= model_parallel
+    samples = _samples(config, data_parallel)
+    element = 4 if config.precision == "float32" else 2
+    c, pixels = size.hidden_channels, latent_side**2
+    widths = [(c, pixels), (2 * c, pixels // 4), (4 * c, pixels // 16), (2 * c, pixels // 4), (c, pixels)]
+    maps = [(depth, d * p * samples * element) for (d, p), depth in zip(widths, size.depths, strict=True)]
+    return TrainingMemory(
+        weights=4 * parameters,
+        gradients=4 * parameters,
+        optimizer=8 * parameters,
+        ema=4 * parameters,
+        activations=_BLOCK_MAPS * sum(depth * bytes_ for depth, bytes_ in maps),
+        # One input per block, and one block at a time in full.
+        activations_checkpointed=sum(depth * bytes_ for depth, bytes_ in maps) + _BLOCK_MAPS * max(b for _, b in maps),
+    )
+
+
+def describe_memory(config, latent_side, data_parallel=1, model_parallel=1, parameters=None):
+    """The estimate as text, for the terminal; arguments as in `training_memory`."""
+    memory = training_memory(config, latent_side, data_parallel, model_parallel, parameters)
+    parts = ", ".join(f"{name} {gib(getattr(memory, name))}" for name in ("weights", "gradients", "optimizer", "ema"))
+    return (
+        f"memory: {parts}; "
+        f"activations of {_samples(config, data_parallel)} samples about {gib(memory.activations)}, with "
+        f"--gradient-checkpointing {gib(memory.activations_checkpointed)}; in all about "
+        f"{gib(memory.total(config.gradient_checkpointing))} on one device"
+    )
+
+
+def _samples(config, data_parallel):
+    """Samples that a device works on at once."""
+    return config.global_batch_size // config.accumulation_steps // data_parallel
+
+
+def gib(size):
+    """Bytes as GiB or MiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

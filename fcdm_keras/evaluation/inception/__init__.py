@@ -1,0 +1,1 @@
+"""The Inception network of the scores: frozen TensorFlow graphs over `keras.ops`."""
