@@ -6,10 +6,10 @@ import shutil
 import keras
 import numpy as np
 
-from fcdm_keras import callbacks, distribution, engine, runs
+from fcdm_keras import backend, callbacks, distribution, runs
 from fcdm_keras.checkpoint import CheckpointManager
 from fcdm_keras.data.training_data import open_training_data
-from fcdm_keras.distribution.agreement import check_agreement, check_shared
+from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.callback import Evaluate
 from fcdm_keras.memory import describe_memory, gib
 from fcdm_keras.plots import plot_losses
@@ -106,7 +106,7 @@ def fit_run(config, folder, kind=ClassRun):
         if distribution.is_main():
             shutil.rmtree(folder / "preset", ignore_errors=True)  # of a shorter run
         trainer.fit(
-            engine.feed(run.data.batches(config, start)),
+            backend.feed(run.data.batches(config, start)),
             steps_per_epoch=config.steps - start,
             verbose=0,
             shuffle=False,

@@ -1,26 +1,6 @@
-"""How this process was started, read from the environment, and the flags for devices. Standard library only.
-
-Each engine has launchers of its own, whose rules are kept: `torchrun` for PyTorch; `TF_CONFIG` or SLURM for TensorFlow;
-SLURM, Open MPI, Kubernetes or three variables for JAX (`JAX_COORDINATOR_ADDRESS=host:port`, `JAX_NUM_PROCESSES` and
-`JAX_PROCESS_ID`).
-"""
+"""The flags that say which devices a command uses. Standard library only."""
 
 import argparse
-import json
-import os
-
-NONE, TORCHRUN, TF_CONFIG, JAX_VARIABLES = "", "torchrun", "TF_CONFIG", "JAX_COORDINATOR_ADDRESS"
-SLURM, OPEN_MPI, KUBERNETES = "SLURM", "Open MPI", "Kubernetes"
-UNDERSTOOD = {
-    "torch": (TORCHRUN,),
-    "tensorflow": (TF_CONFIG, SLURM),
-    "jax": (JAX_VARIABLES, SLURM, OPEN_MPI, KUBERNETES),
-}
-ADVICE = {
-    "torch": "start it with `torchrun --nproc-per-node N …` (under SLURM: `srun torchrun …`, one task per host)",
-    "tensorflow": "set TF_CONFIG in each process, or start one task per host with srun",
-    "jax": "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process, or use srun or mpirun",
-}
 
 
 def add_device_flags(parser, model_parallel=False, processes=True):
@@ -53,72 +33,3 @@ def _positive(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer. Received: {text!r}")
     return int(text)
-
-
-def launcher(backend, environ=os.environ):
-    """The launcher that started this process as one of several, or `""`.
-
-    Raises:
-        ValueError: the launcher is another engine's, or its variables are incomplete.
-    """
-    found = [name for name, present in _present(environ).items() if present]
-    understood = [name for name in found if name in UNDERSTOOD[backend]]
-    if found and not understood:
-        raise ValueError(
-            f"This process was started by {found[0]}, which starts no processes of KERAS_BACKEND={backend}: "
-            f"{ADVICE[backend]}, or set KERAS_BACKEND={_backends(found[0])}."
-        )
-    name = understood[0] if understood else NONE
-    if name == TF_CONFIG:
-        tf_config(environ)
-    if name == JAX_VARIABLES:
-        jax_variables(environ)
-    return name
-
-
-def _present(environ):
-    return {
-        TORCHRUN: "TORCHELASTIC_RUN_ID" in environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environ.keys(),
-        TF_CONFIG: "TF_CONFIG" in environ,
-        JAX_VARIABLES: any(name in environ for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES")),
-        SLURM: "SLURM_PROCID" in environ and _number(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") > 1,
-        OPEN_MPI: _number(environ, "OMPI_COMM_WORLD_SIZE") > 1,
-        KUBERNETES: "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ,
-    }
-
-
-def _number(environ, *names):
-    text = next((environ[name] for name in names if name in environ), "1")
-    return int(text) if text.isdecimal() else 1
-
-
-def _backends(name):
-    return " or ".join(backend for backend, names in UNDERSTOOD.items() if name in names)
-
-
-def tf_config(environ=os.environ):
-    """Index of this process and number of processes, from `TF_CONFIG`. Raises ValueError if it is malformed."""
-    try:
-        config = json.loads(environ["TF_CONFIG"])
-        cluster, task = config["cluster"], config["task"]
-        tasks = [(kind, i) for kind in ("chief", "worker") for i in range(len(cluster.get(kind, ())))]
-        return tasks.index((task["type"], int(task["index"]))), len(tasks)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(
-            'TF_CONFIG must look like {"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": '
-            f'"worker", "index": 0}}}}. Received: {environ["TF_CONFIG"]!r}'
-        ) from None
-
-
-def jax_variables(environ=os.environ):
-    """Coordinator's address, number of processes and index of this one. Raises ValueError if they make no sense."""
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    given = {name: environ.get(name, "") for name in names}
-    address, count, index = given.values()
-    numbers = count.isdecimal() and index.isdecimal() and 0 <= int(index) < int(count)
-    if not numbers or not address.rpartition(":")[0] or not address.rpartition(":")[2].isdecimal():
-        raise ValueError(
-            "JAX_COORDINATOR_ADDRESS must be the host:port of the first process, JAX_NUM_PROCESSES their number N, and "
-            f"JAX_PROCESS_ID in [0, N − 1]. Received: {', '.join(f'{k}={v!r}' for k, v in given.items())}"
-        )
-    return address, int(count), int(index)

@@ -212,7 +212,7 @@ def run(options, opener=open_drawing):
     try:
         output.mkdir(parents=True, exist_ok=True)
         from fcdm_keras import distribution
-        from fcdm_keras.distribution.agreement import check_agreement, check_shared
+        from fcdm_keras.distribution.supervision import check_agreement, check_shared
 
         with distribution.setup(**device_options(options)):
             check_agreement(vars(options))

@@ -3,17 +3,17 @@
 import keras
 from keras import ops
 
-from fcdm_keras import distribution, engine, randomness
+from fcdm_keras import backend, distribution, randomness
 from fcdm_keras.ema import EMA
 from fcdm_keras.optimizers import AdamW
 
 
-class StepTrainer(engine.TrainStep, keras.Model):
+class StepTrainer(backend.TrainStep, keras.Model):
     """Base of trainers with their own loss, trained by `compile` and `fit`.
 
     A subclass calls `prepare` at the end of `__init__` and has the methods
 
-    - `unpack(data)`: a batch as a dict of tensors, with `row`, each sample's place in the global batch (`engine.rows`);
+    - `unpack(data)`: a batch as a dict of tensors, with `row`, each sample's place in the global batch (`backend.rows`);
     - `draw(batch)`, `draw_for_evaluation(batch)`: the batch with what is random in a step, without `row`;
     - `losses(batch, training)`: per-sample losses `(B,)` by the names given to `prepare`; `loss` is minimised.
     """
@@ -80,7 +80,7 @@ class StepTrainer(engine.TrainStep, keras.Model):
 
     def track(self, losses):
         """Adds per-sample losses, those of the whole global batch, to the metrics and returns their means."""
-        losses = engine.gathered({name: losses[name] for name in self._means})
+        losses = backend.gathered({name: losses[name] for name in self._means})
         for name, mean in self._means.items():
             mean.update_state(losses[name])
         return {name: mean.result() for name, mean in self._means.items()}

@@ -7,11 +7,11 @@ import numpy as np
 from keras import ops
 from tqdm import tqdm
 
-from fcdm_keras import engine, guidance, randomness
+from fcdm_keras import backend, guidance, randomness
 from fcdm_keras.autoencoders import Identity, to_uint8
 from fcdm_keras.backbone import FCDMBackbone
+from fcdm_keras.backend.hub import keras_hub
 from fcdm_keras.diffusion import GaussianDiffusion
-from fcdm_keras.hub import keras_hub
 from fcdm_keras.samplers import SAMPLERS
 
 
@@ -169,7 +169,7 @@ class ImageTask(keras_hub.models.Task):
             return SAMPLERS[sampler](predict, noise, diffusion, seed=seed, indices=indices, **options)
 
         variables = [*self.backbone.trainable_variables, *self.backbone.non_trainable_variables]
-        self._compiled[key] = engine.compiled(sample, variables, (0, 1, 2))
+        self._compiled[key] = backend.compiled(sample, variables, (0, 1, 2))
         return self._compiled[key]
 
     def _latent_shape(self, image_size):

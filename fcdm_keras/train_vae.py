@@ -55,12 +55,12 @@ def build_trainer(config):
     """A compiled `AutoencoderTrainer` with fresh weights, as `config` describes."""
     import keras
 
-    from fcdm_keras import engine
+    from fcdm_keras import backend
     from fcdm_keras.autoencoders import KLAutoencoder
     from fcdm_keras.autoencoders.trainer import AutoencoderTrainer
     from fcdm_keras.optimizers import AdamW
 
-    engine.allow_tf32()
+    backend.allow_tf32()
     keras.utils.set_random_seed(config.seed % 2**32)
     autoencoder = KLAutoencoder(
         config.block_out_channels,
@@ -111,7 +111,7 @@ def train(config, folder, images, held_out):
     """Trains to the last step, resuming what is in `folder`. Returns the autoencoder with the averaged weights."""
     import keras
 
-    from fcdm_keras import callbacks, distribution, engine
+    from fcdm_keras import backend, callbacks, distribution
     from fcdm_keras.checkpoint import CheckpointManager
     from fcdm_keras.data.crops import crop_batches
     from fcdm_keras.plots import plot_losses
@@ -141,7 +141,7 @@ def train(config, folder, images, held_out):
         rows = distribution.batch_rows(config.batch_size)
         batches = crop_batches(images, config.image_size, config.batch_size, config.steps, config.seed, start, rows)
         trainer.fit(
-            engine.feed(batches),
+            backend.feed(batches),
             steps_per_epoch=config.steps - start,
             verbose=0,
             shuffle=False,
@@ -198,7 +198,7 @@ def run(config, folder):
     """Trains and exports. Returns the scores."""
     from fcdm_keras import distribution
     from fcdm_keras.data.crops import open_images
-    from fcdm_keras.distribution.agreement import check_agreement, check_shared
+    from fcdm_keras.distribution.supervision import check_agreement, check_shared
 
     check_agreement(dataclasses.asdict(config))
     check_shared(folder)

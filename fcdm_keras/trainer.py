@@ -7,7 +7,7 @@ The noise, timesteps and label drops of a training step are drawn from (seed, st
 import keras
 from keras import ops
 
-from fcdm_keras import engine, randomness
+from fcdm_keras import backend, randomness
 from fcdm_keras.diffusion import GaussianDiffusion
 from fcdm_keras.step_trainer import StepTrainer
 
@@ -86,7 +86,7 @@ class DiffusionTrainer(StepTrainer):
                 f"A batch must hold {sorted(needed)}, and may hold timesteps and noise. Received: {received}"
             )
         batch["latents"] = ops.cast(batch["latents"], "float32")
-        batch["row"] = engine.rows(ops.shape(batch["latents"])[0])
+        batch["row"] = backend.rows(ops.shape(batch["latents"])[0])
         return batch
 
     def losses(self, batch, training):

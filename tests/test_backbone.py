@@ -5,8 +5,8 @@ from helpers import gradient_of, inputs, relative_error, tiny_backbone, to_numpy
 from keras import ops
 
 from fcdm_keras.backbone import FCDMBackbone
+from fcdm_keras.backend.hub import keras_hub
 from fcdm_keras.conditioning import ClassConditioning
-from fcdm_keras.hub import keras_hub
 from fcdm_keras.layers import GRN, FCDMBlock, TimestepEmbedding, pixel_shuffle, pixel_unshuffle
 from fcdm_keras.model_table import count, rows
 from fcdm_keras.presets import MODEL_SIZES, ModelSize

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from fcdm_keras import engine, randomness
+from fcdm_keras import backend, randomness
 from fcdm_keras.autoencoders.kl import sample_posterior
 from fcdm_keras.step_trainer import StepTrainer
 
@@ -66,7 +66,7 @@ class AutoencoderTrainer(StepTrainer):
         if keras.backend.standardize_dtype(images.dtype) == "uint8":
             images = ops.cast(images, "float32") / 127.5 - 1.0
         images = ops.cast(images, "float32")
-        return {"images": images, "row": engine.rows(ops.shape(images)[0])}
+        return {"images": images, "row": backend.rows(ops.shape(images)[0])}
 
     def draw(self, batch):
         keys = randomness.sample_keys(self._seed_words, randomness.POSTERIOR_NOISE, self.step.value, batch["row"])

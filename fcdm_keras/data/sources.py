@@ -128,7 +128,7 @@ class TFDSSource:
 
 def prepared_builder(name, data_dir):
     """The builder of a data set of TensorFlow Datasets. Raises FileNotFoundError, and says what to do, without one."""
-    from fcdm_keras.hub import hide_tensorflow_gpus
+    from fcdm_keras.backend.hub import hide_tensorflow_gpus
 
     hide_tensorflow_gpus()
     import tensorflow_datasets as tfds
