@@ -41,8 +41,9 @@ class FCDMBackbone(keras_hub.models.Backbone):
 
     # Which axis of each variable is cut over the devices that share one copy of the model: pattern of its name behind
     # the backbone's, and "model" or None for each axis; () is whole. The two linears of a block are cut along its
-    # hidden width (tensor parallelism; Shoeybi et al., arXiv:1909.08053, section 3), with the GRN between them; adaLN, the
-    # conditioning's maps and tables, and the convolutions between levels along their outputs. The rest is small.
+    # hidden width (tensor parallelism; Shoeybi et al., arXiv:1909.08053, section 3), with the GRN between them;
+    # adaLN, the conditioning's maps and tables, and the convolutions between levels along their outputs. The rest is
+    # small.
     layout = (
         (r"conditioning/.*(table_\d|kernel)", (None, "model")),
         (r"conditioning/(?!.*(table_\d|kernel)$).*", ()),
