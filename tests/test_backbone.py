@@ -130,6 +130,17 @@ def test_grn_statistics_do_not_overflow_in_float16():
     np.testing.assert_allclose(to_numpy(grn(x)).astype("float32"), 200.0, rtol=1e-3)
 
 
+def test_grn_of_small_inputs_against_float64():
+    """Where both floors would show: channels of responses near 3e-4 beside an eps of 1e-6."""
+    x = (1e-4 * np.random.default_rng(0).standard_normal((2, 3, 3, 4))).astype("float32")
+    grn = GRN()
+    grn.build(x.shape)
+    grn.gamma.assign(np.ones(4, "float32"))
+    response = np.sqrt((x.astype("float64") ** 2).sum(axis=(1, 2), keepdims=True))
+    expected = x * response / (response.mean(axis=-1, keepdims=True) + 1e-6) + x
+    np.testing.assert_allclose(to_numpy(grn(x)), expected, rtol=1e-4)
+
+
 def test_grn_has_finite_gradients_where_a_channel_is_zero():
     x = np.random.randn(2, 4, 4, 3).astype("float32")
     x[..., 1] = 0.0
