@@ -105,7 +105,7 @@ def time_steps(options, steps=5):
     import keras
     import numpy as np
 
-    from fcdm_keras import DiffusionTrainer, FCDMBackbone, callbacks, distribution, engine
+    from fcdm_keras import DiffusionTrainer, FCDMBackbone, backend, callbacks, distribution
     from fcdm_keras.data.batches import ArraySource, training_batches
 
     keras.utils.set_random_seed(0)
@@ -129,7 +129,7 @@ def time_steps(options, steps=5):
     reduced = {"jax": jax_bytes, "torch": torch_bytes}.get(keras.backend.backend(), lambda trainer: lambda: None)(
         trainer
     )
-    trainer.fit(engine.feed(batches), steps_per_epoch=steps + 2, verbose=0, shuffle=False, callbacks=[Clock()])
+    trainer.fit(backend.feed(batches), steps_per_epoch=steps + 2, verbose=0, shuffle=False, callbacks=[Clock()])
     return {"seconds": seconds[2:], "reduced": reduced()}  # the first steps compile
 
 

@@ -69,7 +69,7 @@ def our_workloads(options):
     import numpy as np
     from keras import ops
 
-    from fcdm_keras import engine, samplers
+    from fcdm_keras import backend, samplers
     from fcdm_keras.diffusion import GaussianDiffusion
     from fcdm_keras.trainer import DiffusionTrainer
 
@@ -84,8 +84,8 @@ def our_workloads(options):
     def network(x_t, timesteps, labels):
         return backbone({"x_t": x_t, "timesteps": timesteps, "labels": labels}, training=False)
 
-    forward = engine.compiled(network, variables)
-    sample = engine.compiled(
+    forward = backend.compiled(network, variables)
+    sample = backend.compiled(
         lambda noise, labels: samplers.ddpm(lambda x, t: network(x, t, labels), noise, steps), variables
     )
     inputs = [ops.convert_to_tensor(a) for a in (latents, np.arange(batch, dtype="int32"), labels)]

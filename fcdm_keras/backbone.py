@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from fcdm_keras.backend.hub import keras_hub
 from fcdm_keras.conditioning import ClassConditioning
-from fcdm_keras.hub import keras_hub
 from fcdm_keras.layers import Downsample, FCDMBlock, FinalLayer, TimestepEmbedding, Upsample, conv, linear
 
 
@@ -38,6 +38,33 @@ class FCDMBackbone(keras_hub.models.Backbone):
     output = backbone({"x_t": x_t, "timesteps": timesteps, "labels": labels})
     ```
     """
+
+    # Which axis of each variable is cut over the devices that share one copy of the model: pattern of its name behind
+    # the backbone's, and "model" or None for each axis; () is whole. The two linears of a block are cut along its
+    # hidden width (tensor parallelism; Shoeybi et al., arXiv:1909.08053, section 3), with the GRN between them;
+    # adaLN, the conditioning's maps and tables, and the convolutions between levels along their outputs. The rest is
+    # small.
+    layout = (
+        (r"conditioning/.*(table_\d|kernel)", (None, "model")),
+        (r"conditioning/(?!.*(table_\d|kernel)$).*", ()),
+        (r"time_embedding_\d/hidden/kernel", (None, "model")),
+        (r"time_embedding_\d/hidden/bias", ("model",)),
+        (r"time_embedding_\d/out/kernel", ("model", None)),
+        (r"time_embedding_\d/out/bias", ()),
+        (r".*_block_\d+/(adaln|pwconv1)/kernel", (None, "model")),
+        (r".*_block_\d+/(adaln|pwconv1)/bias", ("model",)),
+        (r".*_block_\d+/grn/(gamma|beta)", ("model",)),
+        (r".*_block_\d+/pwconv2/kernel", ("model", None)),
+        (r".*_block_\d+/pwconv2/bias", ()),
+        (r".*_block_\d+/dwconv/(kernel|bias)", ()),
+        (r"(down|up)_\d/conv/kernel", (None, None, None, "model")),
+        (r"merge_\d/kernel", (None, "model")),
+        (r"merge_\d/bias", ("model",)),
+        (r"output_layer/kernel", (None, None, None, "model")),
+        (r"output_layer/bias", ("model",)),
+        (r"x_embedder/(kernel|bias)", ()),
+        (r"final_layer/(conv|adaln)/(kernel|bias)", ()),
+    )
 
     def __init__(
         self,

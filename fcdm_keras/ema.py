@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from fcdm_keras import engine
+from fcdm_keras import backend
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
@@ -44,7 +44,7 @@ class EMA(keras.layers.Layer):
         if self.warmup:
             step = ops.cast(step, "float32")
             decay = ops.minimum(self.decay, (1.0 + step) / (10.0 + step))
-        engine.interpolate(self.averages, self._sources, 1.0 - decay)
+        backend.interpolate(self.averages, self._sources, 1.0 - decay)
 
     def values(self):
         """The averages as tensors, in the order of the model's `trainable_variables`."""

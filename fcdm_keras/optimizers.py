@@ -4,7 +4,8 @@ import keras
 from keras import ops
 
 # On PyTorch `keras.optimizers.AdamW(...)` is an instance of a fused subclass; this is that class on every backend.
-_KerasAdamW = type(keras.optimizers.AdamW())
+# `__new__` alone picks it: an optimizer that is set up has variables, and these start the devices.
+_KerasAdamW = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")

@@ -4,9 +4,12 @@
 Time runs from T − 1 down to 0.
 """
 
+import inspect
+
 from keras import ops
 
 from fcdm_keras import randomness
+from fcdm_keras.diffusion import gather
 
 
 def ddpm(predict, noise, diffusion, step_noise=None, *, clip_denoised=False, seed=(0, 0), indices=None):
@@ -45,8 +48,6 @@ def ddim(predict, noise, diffusion, step_noise=None, *, eta=0.0, clip_denoised=F
     Returns:
         x_0, float32 `(B, H, W, C)`.
     """
-    from fcdm_keras.diffusion import gather
-
     draw = _step_noise(step_noise, noise, seed, indices) if eta else None
 
     def step(x_t, timesteps, k):
@@ -62,7 +63,13 @@ def ddim(predict, noise, diffusion, step_noise=None, *, eta=0.0, clip_denoised=F
     return _descend(step, noise, diffusion)
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim}  # a new one is a function with these first three arguments, and a line here
+
+
+def taken(sampler, **options):
+    """Those of `options` that the sampler of this name has arguments for."""
+    arguments = inspect.signature(SAMPLERS[sampler]).parameters
+    return {name: value for name, value in options.items() if name in arguments}
 
 
 def original_timesteps(diffusion, timesteps):

@@ -3,43 +3,51 @@
 import keras
 from keras import ops
 
-from fcdm_keras import distribution, engine, randomness
+from fcdm_keras import backend, distribution, randomness
 from fcdm_keras.ema import EMA
 from fcdm_keras.optimizers import AdamW
 
 
-class StepTrainer(engine.TrainStep, keras.Model):
+class StepTrainer(backend.TrainStep, keras.Model):
     """Base of trainers with their own loss, trained by `compile` and `fit`.
 
-    A subclass calls `prepare` at the end of `__init__` and has the methods
+    A subclass names in `trained` the attribute that holds its model, and has the methods
 
-    - `unpack(data)`: a batch as a dict of tensors, with `row`, each sample's place in the global batch (`engine.rows`);
+    - `unpack(data)`: a batch as a dict of tensors, with `row`, each sample's place in the global batch
+      (`backend.rows`);
     - `draw(batch)`, `draw_for_evaluation(batch)`: the batch with what is random in a step, without `row`;
-    - `losses(batch, training)`: per-sample losses `(B,)` by the names given to `prepare`; `loss` is minimised.
+    - `losses(batch, training)`: per-sample losses `(B,)` by the names in `losses`; `loss` is minimised.
+
+    Batches stay float32; the model casts what it needs.
+
+    Args:
+        model: the built model that is trained.
+        losses: names of the losses, `loss` among them.
+        name: name of the trainer.
+        ema_decay: decay of the weights' moving average, `self.ema`.
+        ema_warmup: ramp the decay up from 0.1, for short runs.
+        accumulation_steps: micro-batches per optimizer step.
+        seed: integer in [0, 2⁶⁴).
+
+    Raises:
+        ValueError: for values out of range.
     """
 
-    def prepare(self, model, losses, ema_decay, ema_warmup, accumulation_steps, seed):
-        """Creates the average of `model`'s weights, the step counter and the metrics.
+    trained = None
 
-        Args:
-            model: the built model that is trained.
-            losses: names of the losses, `loss` among them.
-            ema_decay: decay of the weights' moving average, `self.ema`.
-            ema_warmup: ramp the decay up from 0.1, for short runs.
-            accumulation_steps: micro-batches per optimizer step.
-            seed: integer in [0, 2⁶⁴).
-
-        Raises:
-            ValueError: for values out of range.
-        """
+    def __init__(self, model, losses, *, name, ema_decay, ema_warmup, accumulation_steps, seed):
+        super().__init__(dtype=model.dtype_policy, name=name)
         if accumulation_steps < 1:
             raise ValueError(f"accumulation_steps must be at least 1. Received: {accumulation_steps}")
+        self.autocast = False
         self.accumulation_steps = accumulation_steps
         self.seed = seed
         self._seed_words = randomness.seed_words(seed)
+        # The names of these attributes and their order are the layout of a checkpoint.
+        setattr(self, self.trained, model)
         self.ema = EMA(model, ema_decay, ema_warmup, name="ema")
         self.step = self.add_weight(name="step", shape=(), dtype="int32", initializer="zeros", trainable=False)
-        self._means = {name: keras.metrics.Mean(name=name) for name in losses}
+        self._means = {loss: keras.metrics.Mean(name=loss) for loss in losses}
         self.built = True
 
     def compile(self, optimizer=None, **kwargs):
@@ -80,7 +88,7 @@ class StepTrainer(engine.TrainStep, keras.Model):
 
     def track(self, losses):
         """Adds per-sample losses, those of the whole global batch, to the metrics and returns their means."""
-        losses = engine.gathered({name: losses[name] for name in self._means})
+        losses = backend.gathered({name: losses[name] for name in self._means})
         for name, mean in self._means.items():
             mean.update_state(losses[name])
         return {name: mean.result() for name, mean in self._means.items()}

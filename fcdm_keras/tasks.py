@@ -7,12 +7,12 @@ import numpy as np
 from keras import ops
 from tqdm import tqdm
 
-from fcdm_keras import engine, guidance, randomness
+from fcdm_keras import backend, guidance, randomness
 from fcdm_keras.autoencoders import Identity, to_uint8
 from fcdm_keras.backbone import FCDMBackbone
-from fcdm_keras.diffusion import GaussianDiffusion
-from fcdm_keras.hub import keras_hub
-from fcdm_keras.samplers import SAMPLERS
+from fcdm_keras.backend.hub import keras_hub
+from fcdm_keras.objectives import OBJECTIVES
+from fcdm_keras.samplers import SAMPLERS, taken
 
 
 class ImageTask(keras_hub.models.Task):
@@ -22,6 +22,7 @@ class ImageTask(keras_hub.models.Task):
         backbone: an `FCDMBackbone`.
         autoencoder: see `fcdm_keras.autoencoders`; default `Identity` (pixels).
         image_size: side of the images in pixels, or (height, width).
+        objective: what the backbone was trained on, a name in `fcdm_keras.objectives.OBJECTIVES`.
 
     Raises:
         ValueError: if the autoencoder's latents or the kind of condition do not fit the backbone.
@@ -30,8 +31,10 @@ class ImageTask(keras_hub.models.Task):
     backbone_cls = FCDMBackbone
     input_name = None  # of the conditioning modules that a subclass takes
 
-    def __init__(self, backbone, autoencoder=None, image_size=256, **kwargs):
+    def __init__(self, backbone, autoencoder=None, image_size=256, objective="iddpm", **kwargs):
         kwargs.pop("preprocessor", None)
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}. Received: {objective!r}")
         autoencoder = autoencoder or Identity(backbone.in_channels)
         if autoencoder.latent_channels != backbone.in_channels:
             raise ValueError(
@@ -46,6 +49,7 @@ class ImageTask(keras_hub.models.Task):
         super().__init__(compile=False, **kwargs)
         self.backbone = backbone
         self.autoencoder = autoencoder
+        self.objective = objective
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self._latent_shape(self.image_size)
         self._compiled = {}
@@ -77,9 +81,9 @@ class ImageTask(keras_hub.models.Task):
             num_steps: sampling steps, 1 … 1000.
             guidance_scale: classifier-free guidance s ≥ 0; 1 is none and halves the cost.
             seed: integer in [0, 2⁶⁴); `None` draws one.
-            sampler: `"ddpm"` or `"ddim"`.
+            sampler: a name in `fcdm_keras.samplers.SAMPLERS`, `"ddpm"` or `"ddim"`.
             null_conditions: like `conditions`, what guidance leads away from; default the module's null.
-            eta: η of DDIM.
+            eta: η of DDIM; samplers without it leave it aside.
             guidance_channels: `"all"` or `"first_three"`, see `fcdm_keras.guidance`.
             batch_size: images drawn at once.
             image_size: side in pixels, or (height, width), if not the task's own; the network is fully convolutional.
@@ -153,10 +157,8 @@ class ImageTask(keras_hub.models.Task):
         key = (num_steps, sampler, eta, guided, channels, shape)
         if key in self._compiled:
             return self._compiled[key]
-        diffusion = GaussianDiffusion(str(num_steps))
-        options = {"clip_denoised": self.autoencoder.clip_denoised}
-        if sampler == "ddim":
-            options["eta"] = eta
+        process = OBJECTIVES[self.objective]().process(num_steps)
+        options = taken(sampler, eta=eta, clip_denoised=self.autoencoder.clip_denoised)
         name = self.backbone.conditioning.input_name
 
         def denoise(x_t, timesteps, condition):
@@ -166,10 +168,10 @@ class ImageTask(keras_hub.models.Task):
             noise = randomness.normal(randomness.sample_keys(seed, randomness.INITIAL_NOISE, 0, indices), shape)
             scale = guidance_scale if guided else 1.0
             predict = guidance.guide(denoise, condition, null, scale, channels)
-            return SAMPLERS[sampler](predict, noise, diffusion, seed=seed, indices=indices, **options)
+            return SAMPLERS[sampler](predict, noise, process, seed=seed, indices=indices, **options)
 
         variables = [*self.backbone.trainable_variables, *self.backbone.non_trainable_variables]
-        self._compiled[key] = engine.compiled(sample, variables, (0, 1, 2))
+        self._compiled[key] = backend.compiled(sample, variables, (0, 1, 2))
         return self._compiled[key]
 
     def _latent_shape(self, image_size):
@@ -183,7 +185,8 @@ class ImageTask(keras_hub.models.Task):
         config = super().get_config()
         config.pop("preprocessor")
         autoencoder = keras.saving.serialize_keras_object(self.autoencoder)
-        return {**config, "autoencoder": autoencoder, "image_size": list(self.image_size)}
+        own = {"autoencoder": autoencoder, "image_size": list(self.image_size), "objective": self.objective}
+        return {**config, **own}
 
     @classmethod
     def from_config(cls, config):
@@ -199,7 +202,7 @@ class ClassToImage(ImageTask):
 
     Args:
         backbone: an `FCDMBackbone` with `ClassConditioning`.
-        autoencoder, image_size: as in `ImageTask`.
+        autoencoder, image_size, objective: as in `ImageTask`.
 
     Example:
 

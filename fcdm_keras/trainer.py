@@ -1,4 +1,4 @@
-"""`DiffusionTrainer`: `compile` / `fit` / `evaluate` for a diffusion backbone, with the iDDPM loss.
+"""`DiffusionTrainer`: `compile` / `fit` / `evaluate` for a diffusion backbone and an objective.
 
 The noise, timesteps and label drops of a training step are drawn from (seed, step, row in the global batch), see
 `fcdm_keras.randomness`: there is no random state, and a run that stops and resumes repeats exactly.
@@ -7,25 +7,27 @@ The noise, timesteps and label drops of a training step are drawn from (seed, st
 import keras
 from keras import ops
 
-from fcdm_keras import engine, randomness
-from fcdm_keras.diffusion import GaussianDiffusion
+from fcdm_keras import backend, randomness
+from fcdm_keras.objectives import IDDPM
 from fcdm_keras.step_trainer import StepTrainer
 
 LABEL_DROPOUT_MODES = ("joint", "per_level")
 
 
 class DiffusionTrainer(StepTrainer):
-    """Trains a backbone to predict noise and variance (paper, appendix A; iDDPM's hybrid loss).
+    """Trains a backbone on an objective; the default is iDDPM's, noise and variance (paper, appendix A).
 
     A batch is `(latents, labels)`, or a dict with `latents` `(B, H, W, C)`, the condition under its own name
     (`labels` `(B,)`) and, to replace what would be drawn, `timesteps` int `(B,)` and `noise` like `latents`.
 
-    `fit` and `evaluate` report `loss`, `mse` and `vb` (bits per dimension), averaged over the samples since the last
-    `reset_metrics()`. `evaluate` draws from its own stream, the same at every call, and drops no labels.
+    `fit` and `evaluate` report the objective's losses (`loss`, `mse` and `vb`, the latter in bits per dimension),
+    averaged over the samples since the last `reset_metrics()`. `evaluate` draws from its own stream, the same at every
+    call, and drops no labels.
 
     Args:
         backbone: an `FCDMBackbone`.
-        diffusion: a `GaussianDiffusion`; the default is the 1000-step process.
+        diffusion: the `GaussianDiffusion` of the default objective; default the 1000-step process.
+        objective: see `fcdm_keras.objectives`; default `IDDPM(diffusion)`.
         ema_decay: decay of the weights' moving average, `self.ema`.
         ema_warmup: ramp the decay up from 0.1, for short runs.
         label_dropout: probability of training without a condition, for guidance.
@@ -46,11 +48,14 @@ class DiffusionTrainer(StepTrainer):
     ```
     """
 
+    trained = "backbone"
+
     def __init__(
         self,
         backbone,
         diffusion=None,
         *,
+        objective=None,
         ema_decay=0.9999,
         ema_warmup=False,
         label_dropout=0.1,
@@ -58,19 +63,33 @@ class DiffusionTrainer(StepTrainer):
         accumulation_steps=1,
         seed=0,
     ):
-        super().__init__(dtype=backbone.dtype_policy, name="diffusion_trainer")
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout must lie in [0, 1). Received: {label_dropout}")
         if label_dropout_mode not in LABEL_DROPOUT_MODES:
             raise ValueError(
                 f"label_dropout_mode must be one of {LABEL_DROPOUT_MODES}. Received: {label_dropout_mode!r}"
             )
-        self.autocast = False  # latents, noise and timesteps stay float32; the backbone casts what it needs
-        self.backbone = backbone
-        self.diffusion = diffusion or GaussianDiffusion()
+        if diffusion is not None and objective is not None:
+            raise ValueError("Give an objective, or a diffusion for the default one. Received: both")
+        objective = objective or IDDPM(diffusion)
+        channels = objective.out_channels(backbone.in_channels)
+        if backbone.out_channels != channels:
+            raise ValueError(
+                f"The objective takes a backbone with {channels} output channels for {backbone.in_channels}. "
+                f"Received: one with {backbone.out_channels}"
+            )
+        super().__init__(
+            backbone,
+            objective.loss_names,
+            name="diffusion_trainer",
+            ema_decay=ema_decay,
+            ema_warmup=ema_warmup,
+            accumulation_steps=accumulation_steps,
+            seed=seed,
+        )
+        self.objective = objective
         self.label_dropout = label_dropout
         self.label_dropout_mode = label_dropout_mode
-        self.prepare(backbone, ("loss", "mse", "vb"), ema_decay, ema_warmup, accumulation_steps, seed)
 
     def call(self, inputs, training=None):
         return self.backbone(inputs, training=training)
@@ -86,16 +105,15 @@ class DiffusionTrainer(StepTrainer):
                 f"A batch must hold {sorted(needed)}, and may hold timesteps and noise. Received: {received}"
             )
         batch["latents"] = ops.cast(batch["latents"], "float32")
-        batch["row"] = engine.rows(ops.shape(batch["latents"])[0])
+        batch["row"] = backend.rows(ops.shape(batch["latents"])[0])
         return batch
 
     def losses(self, batch, training):
         """Per-sample losses `(B,)` of a batch from `draw`; the backbone runs inside `self.call`."""
-        x_t = self.diffusion.q_sample(batch["latents"], batch["timesteps"], batch["noise"])
         name = self.backbone.conditioning.input_name
-        original = ops.take(ops.convert_to_tensor(self.diffusion.timesteps, "int32"), batch["timesteps"], axis=0)
-        output = self({"x_t": x_t, "timesteps": original, name: batch[name]}, training=training)
-        return self.diffusion.training_losses(output, batch["latents"], batch["noise"], batch["timesteps"])
+        x_t, timesteps = self.objective.corrupt(batch)
+        output = self({"x_t": x_t, "timesteps": timesteps, name: batch[name]}, training=training)
+        return self.objective.losses(output, batch)
 
     def draw(self, batch):
         """Adds this step's training draws to a batch from `unpack`: timesteps, noise, dropped conditions."""
@@ -103,7 +121,7 @@ class DiffusionTrainer(StepTrainer):
         def keys(purpose):
             return randomness.sample_keys(self._seed_words, purpose, self.step.value, batch["row"])
 
-        drawn = self._noised(batch, keys, randomness.TIMESTEPS, randomness.NOISE)
+        drawn = self._with_draws(batch, keys, {"timesteps": randomness.TIMESTEPS, "noise": randomness.NOISE})
         if self.label_dropout:
             conditioning = self.backbone.conditioning
             levels = (len(conditioning.widths),) if self.label_dropout_mode == "per_level" else ()
@@ -118,12 +136,8 @@ class DiffusionTrainer(StepTrainer):
         def keys(purpose):
             return randomness.sample_keys(self._seed_words, purpose, 0, place)
 
-        return self._noised(batch, keys, randomness.EVAL_TIMESTEPS, randomness.EVAL_NOISE)
+        return self._with_draws(batch, keys, {"timesteps": randomness.EVAL_TIMESTEPS, "noise": randomness.EVAL_NOISE})
 
-    def _noised(self, batch, keys, timesteps_purpose, noise_purpose):
+    def _with_draws(self, batch, keys, purposes):
         batch = {name: value for name, value in batch.items() if name != "row"}
-        if "timesteps" not in batch:
-            batch["timesteps"] = randomness.integers(keys(timesteps_purpose), self.diffusion.num_timesteps)
-        if "noise" not in batch:
-            batch["noise"] = randomness.normal(keys(noise_purpose), tuple(batch["latents"].shape[1:]))
-        return batch
+        return self.objective.draw(batch, lambda name: keys(purposes[name]))

@@ -5,9 +5,9 @@ from helpers import gradient_of, inputs, relative_error, tiny_backbone, to_numpy
 from keras import ops
 
 from fcdm_keras.backbone import FCDMBackbone
+from fcdm_keras.backend.hub import keras_hub
 from fcdm_keras.conditioning import ClassConditioning
 from fcdm_keras.costs import count
-from fcdm_keras.hub import keras_hub
 from fcdm_keras.layers import GRN, FCDMBlock, TimestepEmbedding, pixel_shuffle, pixel_unshuffle
 from fcdm_keras.model_table import rows
 from fcdm_keras.recipes import MODEL_SIZES, ModelSize
@@ -129,6 +129,17 @@ def test_grn_statistics_do_not_overflow_in_float16():
     grn.build(x.shape)
     grn.gamma.assign(np.ones(4, "float32"))
     np.testing.assert_allclose(to_numpy(grn(x)).astype("float32"), 200.0, rtol=1e-3)
+
+
+def test_grn_of_small_inputs_against_float64():
+    """Where both floors would show: channels of responses near 3e-4 beside an eps of 1e-6."""
+    x = (1e-4 * np.random.default_rng(0).standard_normal((2, 3, 3, 4))).astype("float32")
+    grn = GRN()
+    grn.build(x.shape)
+    grn.gamma.assign(np.ones(4, "float32"))
+    response = np.sqrt((x.astype("float64") ** 2).sum(axis=(1, 2), keepdims=True))
+    expected = x * response / (response.mean(axis=-1, keepdims=True) + 1e-6) + x
+    np.testing.assert_allclose(to_numpy(grn(x)), expected, rtol=1e-4)
 
 
 def test_grn_has_finite_gradients_where_a_channel_is_zero():

@@ -17,6 +17,7 @@ import pytest
 from helpers import tiny_backbone, to_numpy
 
 from fcdm_keras.checkpoint import MANIFEST, WEIGHTS, CheckpointManager
+from fcdm_keras.files import write_atomically
 from fcdm_keras.trainer import DiffusionTrainer
 
 BACKENDS = ("jax", "torch", "tensorflow")
@@ -202,6 +203,49 @@ def test_weights_that_are_not_finite_are_not_saved(value, tmp_path, trainer):
     finally:
         bias.assign(good)
     assert os.listdir(tmp_path) == ["step-000000001"]
+
+
+class Disk:
+    """Spies on what is brought to disk and what is renamed, in order: ("sync" or "rename", name)."""
+
+    def __init__(self, patch):
+        self.events = []
+        sync, rename, replace = os.fsync, os.rename, os.replace
+
+        def noted_sync(descriptor):
+            self.events.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+            sync(descriptor)
+
+        def noted_rename(source, target, *rest, **options):
+            self.events.append(("rename", os.path.basename(target)))
+            rename(source, target, *rest, **options)
+
+        def noted_replace(source, target, *rest, **options):
+            self.events.append(("rename", os.path.basename(target)))
+            replace(source, target, *rest, **options)
+
+        patch.setattr(os, "fsync", noted_sync)
+        patch.setattr(os, "rename", noted_rename)
+        patch.setattr(os, "replace", noted_replace)
+
+
+def test_a_checkpoint_is_on_disk_before_it_has_its_name(tmp_path, trainer, monkeypatch):
+    """A power cut may lose what was not synced: both files and their folder, then the new name in the folder above."""
+    manager = CheckpointManager(tmp_path / "checkpoints")
+    trainer.step.assign(4)
+    disk = Disk(monkeypatch)
+    manager.save(trainer)
+    named = disk.events.index(("rename", "step-000000004"))
+    before, after = disk.events[:named], disk.events[named + 1 :]
+    assert [name for kind, name in before if kind == "sync"] == [WEIGHTS, MANIFEST, ".unfinished-000000004"]
+    assert ("sync", "checkpoints") in after
+
+
+def test_a_small_file_is_on_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch)
+    write_atomically(tmp_path / "a.json", "text")
+    (kind, unfinished), renamed = disk.events
+    assert kind == "sync" and unfinished.startswith(".unfinished-a.json-") and renamed == ("rename", "a.json")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])

@@ -25,8 +25,9 @@ from small_run import SMALL
 import train_coco
 import train_imagenet
 from fcdm_keras import FCDMBackbone, distribution, encode, recipes, sample
+from fcdm_keras.backend import job as present
 from fcdm_keras.data.latent_store import LatentStore
-from fcdm_keras.distribution import agreement, layout, watch
+from fcdm_keras.distribution import exchange, layout, supervision
 from fcdm_keras.pulse import Pulse
 
 ROOT = Path(__file__).parents[1]
@@ -214,7 +215,7 @@ def test_every_variable_has_a_place_in_the_layout():
     backbone = FCDMBackbone(8, (1, 1, 1, 1, 1), num_classes=3)
     for variable in backbone.variables:
         for path in (variable.path, "diffusion_trainer/ema/" + variable.path.replace("/", "_")):
-            found = [axes for name, axes in layout.AXES if re.fullmatch(layout.pattern(name), path)]
+            found = [axes for pattern, axes in layout.patterns() if re.fullmatch(pattern, path)]
             assert len(found) == 1, path
             assert found[0] == () or len(found[0]) == len(variable.shape), path
             cut = [size for size, axis in zip(variable.shape, found[0]) if axis]
@@ -226,7 +227,7 @@ def test_every_variable_has_a_place_in_the_layout():
 def _axes(variable):
     import re
 
-    return next(axes for name, axes in layout.AXES if re.fullmatch(layout.pattern(name), variable.path))
+    return next(axes for pattern, axes in layout.patterns() if re.fullmatch(pattern, variable.path))
 
 
 def test_images_do_not_depend_on_the_number_of_devices(one, tmp_path):
@@ -321,13 +322,13 @@ def test_devices_that_are_not_there_are_refused(options, message):
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(monkeypatch):
-    monkeypatch.setattr(distribution, "_job", distribution.Job(devices=("a", "b", "c", "d")))
+    monkeypatch.setattr(present, "_job", distribution.Job(devices=("a", "b", "c", "d")))
     distribution.check_batch(24, 3)
     message = r"devices × accumulation steps = 4 × 3, such as 24; or use fewer devices. Received: 20"
     with pytest.raises(ValueError, match=message):
         distribution.check_batch(20, 3)
     with pytest.raises(ValueError, match="must divide half the model's width, 12 / 2"):
-        monkeypatch.setattr(distribution, "_job", distribution.Job(devices=("a",) * 4, model_parallel=4))
+        monkeypatch.setattr(present, "_job", distribution.Job(devices=("a",) * 4, model_parallel=4))
         distribution.check_model(12)
 
 
@@ -340,21 +341,21 @@ def test_processes_read_different_rows(monkeypatch):
         rows = []
         for index in range(4):
             job = distribution.Job(index, 4, ("x",) * devices, model_parallel)
-            monkeypatch.setattr(distribution, "_job", job)
+            monkeypatch.setattr(present, "_job", job)
             rows.append(distribution.batch_rows(24))
         assert rows == expected
 
 
 def test_what_differs_between_processes_is_named(monkeypatch):
     own = {"seed": 1}
-    other = f'{{"code": "{agreement.code_hash()}", "keras": "2.0", "seed": 2}}'
-    monkeypatch.setattr(distribution, "gather_texts", lambda text: [text, other])
+    other = f'{{"code": "{supervision.code_hash()}", "keras": "2.0", "seed": 2}}'
+    monkeypatch.setattr(exchange, "gather_texts", lambda text: [text, other])
     with pytest.raises(ValueError, match="keras='3.*' in process 0, '2.0' in process 1; seed=1 in process 0, 2 in"):
-        agreement.check_agreement(own)
+        supervision.check_agreement(own)
 
 
 def test_silent_and_slow_processes_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(distribution, "_job", distribution.Job(0, 4, ("a", "b", "c", "d")))
+    monkeypatch.setattr(present, "_job", distribution.Job(0, 4, ("a", "b", "c", "d")))
     pulse = Pulse(tmp_path, interval=1.0)
     pulse.folder.mkdir()
     pulse.step = 12
@@ -371,7 +372,7 @@ def test_silent_and_slow_processes_are_named(tmp_path, monkeypatch):
 
 
 def test_a_stall_is_reported_and_a_beat_is_not(capsys):
-    report = watch.StallReport(0.4, lambda silence: "nothing happens")
+    report = supervision.StallReport(0.4, lambda silence: "nothing happens")
     for _ in range(8):
         report.beat()
         time.sleep(0.1)
@@ -382,6 +383,7 @@ def test_a_stall_is_reported_and_a_beat_is_not(capsys):
 
 
 def test_a_deadline_ends_the_process():
-    program = "from fcdm_keras.distribution import watch; import time\nwith watch.deadline(0.2, 'late'): time.sleep(60)"
+    program = "import time\nfrom fcdm_keras.distribution import supervision\n"
+    program += "with supervision.deadline(0.2, 'late'): time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL and done.stderr.endswith("error: late\n")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from helpers import tiny_backbone
 
+from fcdm_keras.backend.hub import keras_hub, unchanged_backbones
 from fcdm_keras.evaluation import features
 from fcdm_keras.evaluation.features import DINOv2, Inception, KerasExtractor, Pixels, load_extractor
-from fcdm_keras.hub import keras_hub, unchanged_backbones
 
 
 def test_activations_are_those_of_adms_evaluator(inception, golden):

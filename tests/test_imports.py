@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,20 +32,42 @@ def ours(file):
 
 
 def test_the_files_are_seen():
-    assert {"backbone.py", "kernels/__init__.py", "engine/on_jax.py", "data/embedded.py"} <= FILES.keys()
+    assert {"backbone.py", "kernels/__init__.py", "backend/on_jax.py", "data/embedded.py"} <= FILES.keys()
     assert "keras" in imports("layers.py") and "kernels" in ours("layers.py")
 
 
 def test_backends_are_imported_in_their_places_only():
-    allowed = ("kernels/", "engine/", "distribution/on_", "reference_checkpoints.py", "hub.py")
+    allowed = ("kernels/", "backend/", "reference_checkpoints.py")
     for file in FILES:
         backends = {name.split(".")[0] for name in imports(file)} & {"jax", "jaxlib", "torch", "tensorflow"}
         assert not backends or file.startswith(allowed), (file, backends)
-    assert "tensorflow" in imports("hub.py")
+    assert "tensorflow" in imports("backend/hub.py")
+
+
+def test_backends_know_the_job_and_no_more_of_the_package():
+    """What they need of `distribution`, or of a network, they are given: so that no ring of imports forms."""
+    for name in ("jax", "torch", "tensorflow"):
+        known = {found for found in imports(f"backend/on_{name}.py") if found.startswith("fcdm_keras")}
+        assert known <= {"fcdm_keras.backend.job.job"}, (name, known)
+    assert {name.split(".")[0] for name in imports("backend/job.py")} <= {*sys.stdlib_module_names}
+
+
+def test_backends_have_the_same_names():
+    """Each file has every name of the contract, as `backend/__init__.py` lists them, with the same arguments."""
+    contract = set(re.findall(r"_on_backend\.(\w+)", FILES["backend/__init__.py"].read_text()))
+    signatures = []
+    for name in ("jax", "torch", "tensorflow"):
+        nodes = ast.parse(FILES[f"backend/on_{name}.py"].read_text()).body
+        functions = {node.name: ast.unparse(node.args) for node in nodes if isinstance(node, ast.FunctionDef)}
+        others = {node.name for node in nodes if isinstance(node, ast.ClassDef)}
+        others |= {ast.unparse(node.targets[0]) for node in nodes if isinstance(node, ast.Assign)}
+        assert contract <= functions.keys() | others, (name, contract - functions.keys() - others)
+        signatures.append({function: functions[function] for function in contract & functions.keys()})
+    assert signatures[0] == signatures[1] == signatures[2]
 
 
 def test_mathematics_sees_no_network():
-    networks = {"backbone", "layers", "trainer", "tasks", "conditioning", "autoencoders", "hub", "runs", "checkpoint"}
+    networks = {"backbone", "layers", "trainer", "tasks", "conditioning", "autoencoders", "runs", "checkpoint"}
     names = ("metrics", "statistics", "neighbors", "inception/graph", "inception/graph_ops")
     evaluation = [f"evaluation/{name}.py" for name in names]
     for file in ("diffusion.py", "samplers.py", "guidance.py", "randomness.py", *evaluation):
@@ -86,9 +109,9 @@ def test_data_workers_and_shapes_import_no_keras():
 def test_presets_import_the_standard_library_only():
     for file in ("t2i/recipes.py", "t2i/datasets.py", "t2i/__init__.py"):
         assert {name.split(".")[0] for name in imports(file)} <= {*sys.stdlib_module_names, "fcdm_keras"}, file
-    for file in ("presets.py", "files.py", "run_folder.py", "vae_config.py"):
+    for file in ("recipes.py", "files.py", "options.py", "runs/folder.py", "runs/datasets.py", "sampling/flags.py"):
         assert {name.split(".")[0] for name in imports(file)} <= {*sys.stdlib_module_names, "fcdm_keras"}, file
-        assert ours(file) <= {"presets", "files"}, file
+        assert ours(file) <= {"recipes", "files", "options", "runs"}, file
 
 
 def run(program, backend):
@@ -160,11 +183,11 @@ def in_use(devices, kind):
     raise RuntimeError("Visible devices cannot be modified after being initialized")
 
 tf.config.set_visible_devices = spy
-import fcdm_keras.hub
+import fcdm_keras.backend.hub
 assert tf.config.get_visible_devices("GPU") == []
 tf.config.set_visible_devices = in_use
-importlib.reload(fcdm_keras.hub)
-print(calls, fcdm_keras.hub.keras_hub.__name__)
+importlib.reload(fcdm_keras.backend.hub)
+print(calls, fcdm_keras.backend.hub.keras_hub.__name__)
 """
 
 
@@ -178,7 +201,7 @@ import importlib, sys
 
 for module in ("autoencoders", "trainer", "evaluation.features"):
     importlib.import_module(f"fcdm_keras.{module}")
-    print("fcdm_keras.hub" in sys.modules)
+    print("fcdm_keras.backend.hub" in sys.modules)
     for name in [name for name in sys.modules if name.startswith("fcdm_keras")]:
         del sys.modules[name]
 """
@@ -196,6 +219,6 @@ if BACKEND != "tensorflow":
         (tmp_path / "tensorflow").mkdir()
         (tmp_path / "tensorflow" / "__init__.py").write_text("raise ImportError('broken installation')")
         environment = {**os.environ, "KERAS_BACKEND": BACKEND, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-        command = [sys.executable, "-c", "import fcdm_keras.hub"]
+        command = [sys.executable, "-c", "import fcdm_keras.backend.hub"]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 1 and "broken installation" in done.stderr

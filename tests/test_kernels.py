@@ -168,11 +168,11 @@ if BACKEND == "jax":  # only JAX partitions one program over devices here
 @pytest.mark.parametrize(
     "x_shape, kernel_shape, implementation, message",
     [
-        ((1, 4, 4, 8), (4, 4, 8, 1), "auto", "kernel size 4, expected an odd"),
-        ((1, 4, 4, 8), (3, 3, 6, 1), "auto", "x with 8 channels and kernel with 6"),
-        ((1, 4, 4, 8), (3, 5, 8, 1), "auto", r"expected \(k, k, C, 1\)"),
-        ((1, 4, 4, 8), (3, 3, 8, 2), "auto", r"expected \(k, k, C, 1\)"),
-        ((4, 4, 8), (3, 3, 8, 1), "auto", r"expected \(B, H, W, C\)"),
+        ((1, 4, 4, 8), (4, 4, 8, 1), "fast", "kernel size 4, expected an odd"),
+        ((1, 4, 4, 8), (3, 3, 6, 1), "fast", "x with 8 channels and kernel with 6"),
+        ((1, 4, 4, 8), (3, 5, 8, 1), "fast", r"expected \(k, k, C, 1\)"),
+        ((1, 4, 4, 8), (3, 3, 8, 2), "fast", r"expected \(k, k, C, 1\)"),
+        ((4, 4, 8), (3, 3, 8, 1), "fast", r"expected \(B, H, W, C\)"),
         ((1, 4, 4, 8), (3, 3, 8, 1), "quick", "Received: implementation='quick'"),
     ],
 )

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from fcdm_keras import launch
+from fcdm_keras.distribution import launch
+from fcdm_keras.options import add_device_flags, device_options
 
 pytestmark = pytest.mark.no_backend
 
@@ -63,15 +64,16 @@ def test_other_launchers_and_broken_variables_are_refused(backend, environment, 
 
 
 def test_places_of_processes():
-    assert launch.tf_config(TF_CONFIG) == (2, 3)
-    assert launch.jax_variables(JAX) == ("10.0.0.1:1234", 2, 1)
+    assert launch.place(launch.TF_CONFIG, TF_CONFIG) == launch.Place(index=2, count=3)
+    assert launch.place(launch.JAX_VARIABLES, JAX) == launch.Place(index=1, count=2, address="10.0.0.1:1234")
+    assert launch.place(launch.SLURM, SRUN) is None  # the engine asks it itself
 
 
 def test_flags_of_devices(capsys):
     parser = argparse.ArgumentParser()
-    launch.add_device_flags(parser, model_parallel=True)
+    add_device_flags(parser, model_parallel=True)
     options = parser.parse_args(["--devices", "2"])
-    assert launch.device_options(options) == {"devices": 2, "model_parallel": 1, "connect_timeout": 50}
+    assert device_options(options) == {"devices": 2, "model_parallel": 1, "connect_timeout": 50}
     for flag in ("--devices=0", "--model-parallel=-1", "--connect-timeout=soon"):
         with pytest.raises(SystemExit):
             parser.parse_args([flag])

@@ -110,6 +110,19 @@ def test_accumulated_micro_batches_equal_the_whole_batch():
         assert one["loss"] == pytest.approx(four["loss"], rel=1e-5)
 
 
+def test_gradients_of_micro_batches_are_averaged_and_not_added():
+    """Without clipping, which hides their scale as Adam does."""
+    latents, labels = data(8)
+    runs = []
+    for accumulation_steps in (1, 4):
+        trainer = SGD(1e-3, accumulation_steps=accumulation_steps)
+        start = weights_of(trainer)
+        trainer.train_on_batch(latents, labels)
+        runs.append(np.concatenate([(w - s).ravel() for w, s in zip(weights_of(trainer), start, strict=True)]))
+    assert np.abs(runs[0]).max() > 1e-4
+    np.testing.assert_allclose(runs[1], runs[0], atol=1e-3 * np.abs(runs[0]).max())
+
+
 def test_gradients_can_be_clipped():
     latents, labels = data(8)
     norms = []

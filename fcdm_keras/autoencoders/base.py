@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from fcdm_keras import engine
+from fcdm_keras import backend
 
 
 class Autoencoder:
@@ -58,7 +58,7 @@ class Autoencoder:
     def _run(self, method, tensor):
         """`method`, by name, of a batch: compiled, with the weights as they are now, spread over the devices."""
         if method not in self._compiled:
-            self._compiled[method] = engine.compiled(getattr(self, method), tuple(self.weights), (0,))
+            self._compiled[method] = backend.compiled(getattr(self, method), tuple(self.weights), (0,))
         return self._compiled[method]([v.value for v in self.weights], tensor)
 
 

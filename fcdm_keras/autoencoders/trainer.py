@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from fcdm_keras import engine, randomness
+from fcdm_keras import backend, randomness
 from fcdm_keras.autoencoders.base import sample_posterior
 from fcdm_keras.step_trainer import StepTrainer
 
@@ -33,6 +33,8 @@ class AutoencoderTrainer(StepTrainer):
         ValueError: for arguments out of range.
     """
 
+    trained = "autoencoder"
+
     def __init__(
         self,
         autoencoder,
@@ -44,16 +46,21 @@ class AutoencoderTrainer(StepTrainer):
         accumulation_steps=1,
         seed=0,
     ):
-        super().__init__(dtype=autoencoder.dtype_policy, name="autoencoder_trainer")
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}. Received: {loss!r}")
         if not kl_weight >= 0:
             raise ValueError(f"kl_weight must be at least 0. Received: {kl_weight}")
-        self.autocast = False  # images and noise stay float32
-        self.autoencoder = autoencoder
+        super().__init__(
+            autoencoder,
+            ("loss", "reconstruction", "kl"),
+            name="autoencoder_trainer",
+            ema_decay=ema_decay,
+            ema_warmup=ema_warmup,
+            accumulation_steps=accumulation_steps,
+            seed=seed,
+        )
         self.loss_kind = loss
         self.kl_weight = kl_weight
-        self.prepare(autoencoder, ("loss", "reconstruction", "kl"), ema_decay, ema_warmup, accumulation_steps, seed)
 
     def call(self, inputs, training=None):
         """Reconstructed images, and the posterior's mean and log-variance."""
@@ -66,7 +73,7 @@ class AutoencoderTrainer(StepTrainer):
         if keras.backend.standardize_dtype(images.dtype) == "uint8":
             images = ops.cast(images, "float32") / 127.5 - 1.0
         images = ops.cast(images, "float32")
-        return {"images": images, "row": engine.rows(ops.shape(images)[0])}
+        return {"images": images, "row": backend.rows(ops.shape(images)[0])}
 
     def draw(self, batch):
         keys = randomness.sample_keys(self._seed_words, randomness.POSTERIOR_NOISE, self.step.value, batch["row"])

@@ -125,6 +125,7 @@ class TFDSSource:
 def prepared_builder(name, data_dir):
     """The builder of a data set of TensorFlow Datasets. Raises FileNotFoundError, and says what to do, without one."""
     tfds = _tensorflow_datasets()
+
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except (tfds.core.registered.DatasetNotFoundError, ValueError):  # no such name, or not the form of one
@@ -139,7 +140,7 @@ def prepared_builder(name, data_dir):
 
 def _tensorflow_datasets():
     """TensorFlow Datasets, imported where it is used: it is an extra, and slow, and data workers need no Keras."""
-    from fcdm_keras.hub import hide_tensorflow_gpus
+    from fcdm_keras.backend.hub import hide_tensorflow_gpus
 
     hide_tensorflow_gpus()
     import tensorflow_datasets

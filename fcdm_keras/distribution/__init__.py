@@ -14,56 +14,18 @@ follows from its row. So a run computes the same, up to summation order, on any 
 """
 
 import contextlib
-import dataclasses
-import importlib
 import os
 import socket
 
 import keras
-import numpy as np
 
-import fcdm_keras.hub  # noqa: F401  (hides TensorFlow's GPUs under other backends)
-from fcdm_keras import launch
-from fcdm_keras.distribution import watch
-
-on_backend = importlib.import_module(f"fcdm_keras.distribution.on_{keras.backend.backend()}")
+from fcdm_keras import backend
+from fcdm_keras.backend.job import Job, has_job, is_main, job, say, set_job
+from fcdm_keras.distribution import launch, supervision
+from fcdm_keras.distribution.exchange import agree, barrier, gather, gather_texts
+from fcdm_keras.distribution.layout import layout_map
 
 HEARTBEAT_SECONDS = 30  # after which a dead process takes the job down, where the engine itself has to notice (JAX)
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """The processes and devices at work. `process_index` and the rest are plain numbers, the same to ask anywhere."""
-
-    process_index: int = 0
-    process_count: int = 1
-    devices: tuple[str, ...] = ("the default",)
-    model_parallel: int = 1
-    launcher: str = ""
-
-    @property
-    def data_parallel(self):
-        """The number of devices, or groups of devices, that the batch is cut over."""
-        return len(self.devices) // self.model_parallel
-
-
-_job = None
-
-
-def job():
-    """The present `Job`; outside of `setup`, one process on its default device."""
-    return _job or Job()
-
-
-def is_main():
-    """Whether this is the first process, which alone writes logs, pictures and checkpoints."""
-    return job().process_index == 0
-
-
-def say(text):
-    """Prints, in the first process only."""
-    if is_main():
-        print(text)
 
 
 @contextlib.contextmanager
@@ -84,25 +46,19 @@ def setup(devices=None, model_parallel=1, connect_timeout=50):
     Raises:
         ValueError: the environment is another engine's, or the devices are not there.
     """
-    global _job
-    if _job is not None:
-        yield _job
+    if has_job():
+        yield job()
         return
     launcher = launch.launcher(keras.backend.backend())
     with contextlib.ExitStack() as stack, _ending(launcher):
-        stack.callback(_forget)
+        stack.callback(set_job, None)
         index, count = _connect(launcher, connect_timeout)
         used = _used_devices(devices, model_parallel, count)
-        stack.callback(on_backend.start(used, model_parallel))
-        _job = Job(index, count, used, model_parallel, launcher)
-        yield _job
+        stack.callback(backend.start(used, model_parallel, layout_map))
+        set_job(Job(index, count, used, model_parallel, launcher))
+        yield job()
         barrier()
-        on_backend.disconnect(launcher)
-
-
-def _forget():
-    global _job
-    _job = None
+        backend.disconnect(launcher)
 
 
 @contextlib.contextmanager
@@ -114,12 +70,12 @@ def _ending(launcher):
         if not launcher:
             raise
         if isinstance(error, SystemExit):
-            watch.abandon(error.code if isinstance(error.code, str) else "", 1 if error.code else 0)
+            supervision.abandon(error.code if isinstance(error.code, str) else "", 1 if error.code else 0)
         if not isinstance(error, (ValueError, OSError, FloatingPointError, KeyboardInterrupt)):
             import traceback
 
             traceback.print_exc()
-        watch.abandon(f"error: process {_place()}: {error or type(error).__name__}")
+        supervision.abandon(f"error: process {_place()}: {error or type(error).__name__}")
 
 
 def _place():
@@ -128,7 +84,7 @@ def _place():
 
 def _connect(launcher, timeout):
     if not launcher:
-        return on_backend.connect("", timeout, HEARTBEAT_SECONDS)
+        return backend.connect("", None, timeout, HEARTBEAT_SECONDS)
     names = ("JAX_COORDINATOR_ADDRESS", "MASTER_ADDR", "MASTER_PORT", "TF_CONFIG", "SLURM_JOB_NODELIST")
     where = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
     job_text = f"the processes of this job ({launcher}: {where})"
@@ -136,18 +92,17 @@ def _connect(launcher, timeout):
         "Check that all were started, with the same backend and number of processes, that the address is the first "
         "one's, and that its port is free and reachable; --connect-timeout waits longer."
     )
-    with watch.deadline(timeout, f"{job_text} had not found each other after {timeout} s. {advice}"):
+    with supervision.deadline(timeout, f"{job_text} had not found each other after {timeout} s. {advice}"):
         try:
-            return on_backend.connect(launcher, timeout, HEARTBEAT_SECONDS)
+            return backend.connect(launcher, launch.place(launcher), timeout, HEARTBEAT_SECONDS)
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
             raise OSError(f"{job_text} cannot connect ({reason}). {advice}") from None
 
 
 def _used_devices(asked, model_parallel, process_count):
-    every = on_backend.devices()
-    if keras.backend.backend() == "torch":
-        _check_torch_devices(asked, len(every))
+    every = backend.devices()
+    backend.check_devices(asked, len(every))
     if asked is not None and not 1 <= asked <= len(every):
         raise ValueError(f"--devices must lie in [1, {len(every)}], the devices that are visible. Received: {asked}")
     if asked is not None and process_count > 1 and asked != len(every):
@@ -156,21 +111,13 @@ def _used_devices(asked, model_parallel, process_count):
             f"together and use all. Received: {asked}"
         )
     used = every[: asked or len(every)]
-    if model_parallel > 1 and keras.backend.backend() != "jax":
+    if model_parallel > 1 and not backend.CUTS_MODELS:
         raise ValueError(
             f"--model-parallel needs KERAS_BACKEND=jax. Received: {model_parallel} with {keras.backend.backend()}"
         )
     if model_parallel < 1 or len(used) % model_parallel:
         raise ValueError(f"--model-parallel must divide the number of devices, {len(used)}. Received: {model_parallel}")
     return used
-
-
-def _check_torch_devices(asked, processes):
-    if asked is not None and asked != processes:
-        raise ValueError(
-            f"On PyTorch each device has a process of its own: start `torchrun --nproc-per-node {asked} …` instead of "
-            f"--devices {asked}. This job has {processes}."
-        )
 
 
 def describe():
@@ -182,10 +129,8 @@ def describe():
         text += f", {placed.model_parallel} for each copy of the model"
     if placed.process_count > 1:
         text += f", {placed.process_count} processes by {placed.launcher}"
-    idle = getattr(on_backend, "visible_devices", lambda: 1)() if placed.process_count == 1 else 1
-    if idle > 1:
-        text += f"; {idle} GPUs are visible: `torchrun --nproc-per-node {idle} …` uses all"
-    return text
+    advice = backend.advice() if placed.process_count == 1 else ""
+    return f"{text}; {advice}" if advice else text
 
 
 def check_batch(global_batch_size, accumulation_steps=1):
@@ -228,65 +173,31 @@ def share(items):
     return items[job().process_index :: job().process_count]
 
 
-def barrier():
-    """Waits for all processes."""
-    if job().process_count > 1:
-        on_backend.barrier()
-
-
-def gather(array):
-    """Rows of all processes, `(ΣB, …)`, from each process's `(B, …)`, which may differ in B but not in the rest."""
-    array = np.asarray(array)
-    if job().process_count == 1:
-        return array
-    counts = on_backend.gather(np.array([len(array)], np.int32))[:, 0]
-    padded = np.zeros((max(counts), *array.shape[1:]), array.dtype)
-    padded[: len(array)] = array
-    return np.concatenate([part[:count] for part, count in zip(on_backend.gather(padded), counts, strict=True)])
-
-
-def gather_texts(text):
-    """Every process's `text`, by process."""
-    if job().process_count == 1:
-        return [text]
-    data = np.frombuffer(text.encode(), np.uint8)
-    ends = np.cumsum(gather(np.array([len(data)], np.int32)))
-    return [part.tobytes().decode() for part in np.split(gather(data), ends[:-1])]
-
-
-def agree(what, value):
-    """Raises ValueError unless `value`, of which `what` is the name, is the same in every process."""
-    values = gather_texts(str(value))
-    if len(set(values)) > 1:
-        listed = ", ".join(f"{other} in process {index}" for index, other in enumerate(values))
-        raise ValueError(f"The processes of this job disagree on the {what}: {listed}. Do they share the run folder?")
-
-
 def readable(variables):
     """A context in which this process can read the variables whole, also those that are cut over several processes.
 
     All processes must enter it together.
     """
-    return contextlib.nullcontext() if job().process_count == 1 else on_backend.readable(variables)
+    return contextlib.nullcontext() if job().process_count == 1 else backend.readable(variables)
 
 
 def write_once(write, folder):
     """Lets the first process call `write(folder)`, and the others do what its engine needs for that."""
     if is_main():
-        with on_backend.writing():
+        with backend.writing():
             write(folder)
     else:
-        on_backend.accompany(write)
+        backend.accompany(write)
 
 
 def device_bytes(variables):
-    """Bytes of the variables that one device holds, and of all of them (JAX)."""
-    return on_backend.device_bytes(variables)
+    """Bytes of the variables that one device holds, and of all of them."""
+    return backend.device_bytes(variables)
 
 
 def host_arrays(values):
     """Variables or tensors as NumPy arrays. With several processes, all must call this together."""
-    return on_backend.host_arrays(values)
+    return backend.host_arrays(values)
 
 
 __all__ = [

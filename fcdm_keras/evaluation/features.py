@@ -12,9 +12,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from fcdm_keras import engine
+from fcdm_keras import backend
+from fcdm_keras.backend.hub import keras_hub, unchanged_backbones
 from fcdm_keras.evaluation.inception.graph import FrozenGraph
-from fcdm_keras.hub import keras_hub, unchanged_backbones
 
 INCEPTION_URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb"
 SPATIAL_CHANNELS = 7
@@ -97,12 +97,12 @@ class Inception(Extractor):
         graph = FrozenGraph.load(path or download_inception())
         self._weights = ops.convert_to_tensor(graph.constant(graph.inputs("softmax/logits/MatMul")[1]))
         self._run = graph.function("ExpandDims:0", ["pool_3:0", "mixed_6/conv:0"])
-        self._classify = engine.compiled(lambda pool, weights: ops.softmax(ops.matmul(pool, weights)), [], (0,))
+        self._classify = backend.compiled(lambda pool, weights: ops.softmax(ops.matmul(pool, weights)), [], (0,))
 
     def compute(self, images):
         pool, spatial = self._run(images)
         pool = ops.reshape(pool, (len(images), -1))
-        with engine.full_precision():
+        with backend.full_precision():
             probabilities = self._classify([], pool, self._weights)
         spatial = ops.reshape(spatial[..., :SPATIAL_CHANNELS], (len(images), -1))
         return {"pool": pool, "spatial": spatial, "probabilities": probabilities}
@@ -153,10 +153,10 @@ class KerasExtractor(Extractor):
         self._preprocess = preprocess or (lambda images: images)
         self.gives = ("pool", "probabilities") if layer is None and _ends_in_softmax(model) else ("pool",)
         self._model = model if layer is None else keras.Model(model.inputs, model.get_layer(layer).output)
-        self._run = engine.compiled(self._features, self._model.variables, (0,))
+        self._run = backend.compiled(self._features, self._model.variables, (0,))
 
     def compute(self, images):
-        with engine.full_precision():
+        with backend.full_precision():
             values = [variable.value for variable in self._model.variables]
             output = self._run(values, ops.convert_to_tensor(images))
         return dict.fromkeys(self.gives, output)
@@ -204,10 +204,10 @@ class DINOv2(Extractor):
                 f"The DINOv2 preset {source!r} could not be loaded ({reason}): download it where there is a network, "
                 "and give its folder."
             ) from None
-        self._run = engine.compiled(self._features, self._network.variables, (0,))
+        self._run = backend.compiled(self._features, self._network.variables, (0,))
 
     def compute(self, images):
-        with engine.full_precision():
+        with backend.full_precision():
             values = [variable.value for variable in self._network.variables]
             return {"pool": self._run(values, ops.convert_to_tensor(images))}
 

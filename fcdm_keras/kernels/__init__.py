@@ -1,6 +1,8 @@
 """Operations that Keras computes slowly on at least one backend, each with a fast path per backend.
 
-The backend's file is imported for the active Keras backend only. Every operation here is a pure function of tensors,
+The file of the active Keras backend, `on_<backend>.py`, is imported alone. Each has the same names: `depthwise_conv(x,
+kernel)`, `linear(x, kernel, bias)`, `gelu(x)` and `layer_norm(x)`, with the arguments and results of the functions
+here. Every operation here is a pure function of tensors,
 differentiable, safe in `jax.jit`, `torch.compile`, `tf.function` and `keras.remat`, and equal to plain Keras operations
 within rounding (`tests/test_kernels.py`). What is fast was measured on CPUs; see the backend's file.
 """
@@ -10,20 +12,19 @@ import importlib
 import keras
 from keras import ops
 
-IMPLEMENTATIONS = ("auto", "fast", "plain")
+IMPLEMENTATIONS = ("fast", "plain")
 TINY = 4  # pixels
 
-_depthwise = importlib.import_module(f"fcdm_keras.kernels.depthwise_{keras.backend.backend()}")
-_pointwise = importlib.import_module(f"fcdm_keras.kernels.pointwise_{keras.backend.backend()}")
+_on_backend = importlib.import_module(f"fcdm_keras.kernels.on_{keras.backend.backend()}")
 
 
-def depthwise_conv(x, kernel, implementation="auto"):
+def depthwise_conv(x, kernel, implementation="fast"):
     """Depthwise k×k convolution, stride 1, zero padding that keeps the size; the sum is float32 inside.
 
     Args:
         x: `(B, H, W, C)`, float32, bfloat16 or float16.
         kernel: `(k, k, C, 1)` with k odd, the layout of `keras.layers.DepthwiseConv2D`, dtype of `x`.
-        implementation: `"fast"`, `"plain"` (`keras.ops.depthwise_conv`, for comparison) or `"auto"`, now the fast one.
+        implementation: `"fast"`, or `"plain"` (`keras.ops.depthwise_conv`) for comparison.
 
     Returns:
         `(B, H, W, C)` in the dtype of `x`.
@@ -38,7 +39,7 @@ def depthwise_conv(x, kernel, implementation="auto"):
     _check_shapes(tuple(x.shape), tuple(kernel.shape))
     if implementation == "plain":
         return ops.depthwise_conv(x, kernel, padding="same", data_format="channels_last")
-    return _depthwise.depthwise_conv(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel))
+    return _on_backend.depthwise_conv(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel))
 
 
 def conv3x3(x, kernel):
@@ -65,17 +66,17 @@ def conv3x3(x, kernel):
 
 def linear(x, kernel, bias):
     """`x @ kernel + bias` with `x` `(…, in)`, `kernel` `(in, out)`, `bias` `(out,)`, all of one dtype: `(…, out)`."""
-    return _pointwise.linear(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel), ops.convert_to_tensor(bias))
+    return _on_backend.linear(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel), ops.convert_to_tensor(bias))
 
 
 def gelu(x):
     """Exact (erf) GELU, elementwise, in the dtype of `x`."""
-    return _pointwise.gelu(x)
+    return _on_backend.gelu(x)
 
 
 def layer_norm(x):
     """LayerNorm over the last axis without scale and offset, eps 1e-6: statistics and result in float32."""
-    return _pointwise.layer_norm(x)
+    return _on_backend.layer_norm(x)
 
 
 def _check_shapes(x_shape, kernel_shape):

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 from tqdm import tqdm
 
-from fcdm_keras import engine, randomness
+from fcdm_keras import backend, randomness
 from fcdm_keras.data.embedded import load_digits
 from fcdm_keras.diffusion import GaussianDiffusion
 from fcdm_keras.files import replacing
@@ -108,7 +108,7 @@ def _at_timesteps(backbone, function, latents, condition, seed, batch_size, zero
         x_t = diffusion.q_sample(latents, times, randomness.normal(keys, shape))
         return function(x_t, times, condition)
 
-    compiled = engine.compiled(noised, variables, (0, 1, 2))
+    compiled = backend.compiled(noised, variables, (0, 1, 2))
     size = min(batch_size, len(latents))
 
     def run(timestep):

@@ -7,12 +7,12 @@ import shutil
 import keras
 import numpy as np
 
-from fcdm_keras import callbacks, distribution, engine
+from fcdm_keras import backend, callbacks, distribution
 from fcdm_keras.autoencoders import KLAutoencoder
 from fcdm_keras.autoencoders.trainer import AutoencoderTrainer
 from fcdm_keras.checkpoint import CheckpointManager
 from fcdm_keras.data.crops import RandomCrops, crop_batches, open_images
-from fcdm_keras.distribution.agreement import check_agreement, check_shared
+from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.reconstruction import latent_moments, psnr, reconstruct
 from fcdm_keras.files import write_atomically
 from fcdm_keras.optimizers import AdamW
@@ -29,7 +29,7 @@ MEASURED = 256  # crops that the latents' scale is measured on
 
 def build_trainer(config):
     """A compiled `AutoencoderTrainer` with fresh weights, as `config` describes."""
-    engine.allow_tf32()
+    backend.allow_tf32()
     keras.utils.set_random_seed(config.seed % 2**32)
     autoencoder = KLAutoencoder(
         config.block_out_channels,
@@ -94,7 +94,7 @@ def train(config, folder, images, held_out):
         rows = distribution.batch_rows(config.batch_size)
         batches = crop_batches(images, config.image_size, config.batch_size, config.steps, config.seed, start, rows)
         trainer.fit(
-            engine.feed(batches),
+            backend.feed(batches),
             steps_per_epoch=config.steps - start,
             verbose=0,
             shuffle=False,

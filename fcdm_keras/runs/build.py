@@ -5,7 +5,7 @@ import shutil
 import keras
 from keras import ops
 
-from fcdm_keras import distribution, engine
+from fcdm_keras import backend, distribution
 from fcdm_keras.autoencoders import Identity
 from fcdm_keras.backbone import FCDMBackbone
 from fcdm_keras.optimizers import AdamW
@@ -16,7 +16,7 @@ from fcdm_keras.trainer import DiffusionTrainer
 
 def build_backbone(config, conditioning=None):
     """A backbone with fresh weights, as `config` describes; the default conditioning is of its classes."""
-    engine.allow_tf32()
+    backend.allow_tf32()
     keras.utils.set_random_seed(config.seed % 2**32)
     size = MODEL_SIZES[config.model]
     backbone = FCDMBackbone(

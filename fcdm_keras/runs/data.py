@@ -9,14 +9,14 @@ from fcdm_keras.data.embedded import load_digits
 from fcdm_keras.data.latent_store import LatentStore, StoreSource, check_fit
 from fcdm_keras.data.latent_writer import posterior_arrays
 from fcdm_keras.data.sources import open_source, read_images
-from fcdm_keras.drawing import draw_together
 from fcdm_keras.evaluation import digits as digit_scores
 from fcdm_keras.evaluation.features import load_extractor
 from fcdm_keras.evaluation.suite import Judge
 from fcdm_keras.files import write_atomically
-from fcdm_keras.images import grid
 from fcdm_keras.runs import build, load
 from fcdm_keras.runs.folder import LATENTS
+from fcdm_keras.sampling.request import draw_together
+from fcdm_keras.sampling.writers import grid
 
 GRID_CLASSES, GRID_COLUMNS = 10, 10
 SCORED_SAMPLES = 500

@@ -5,10 +5,10 @@ import shutil
 
 import keras
 
-from fcdm_keras import callbacks, distribution, engine
+from fcdm_keras import backend, callbacks, distribution
 from fcdm_keras.checkpoint import CheckpointManager
 from fcdm_keras.costs import describe_memory, gib
-from fcdm_keras.distribution.agreement import check_agreement, check_shared
+from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.callback import Evaluate
 from fcdm_keras.pulse import Pulse
 from fcdm_keras.recipes import MODEL_SIZES
@@ -61,7 +61,7 @@ def _fit(config, folder, data, trainer, task, manager, start):
     if distribution.is_main():
         shutil.rmtree(folder / run_folder.PRESET, ignore_errors=True)  # of a shorter run
     trainer.fit(
-        engine.feed(data.batches(config, start)),
+        backend.feed(data.batches(config, start)),
         steps_per_epoch=config.steps - start,
         verbose=0,
         shuffle=False,

@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fcdm_keras import distribution, options
-from fcdm_keras.distribution.agreement import check_agreement, check_shared
+from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.runs.load import load_task
 from fcdm_keras.sampling.request import Request
 from fcdm_keras.sampling.writers import NpzFile, PNGFolder

@@ -6,7 +6,7 @@ import shutil
 import keras
 import numpy as np
 
-from fcdm_keras import callbacks, distribution, engine
+from fcdm_keras import backend, callbacks, distribution
 from fcdm_keras.autoencoders import PatchAutoencoder
 from fcdm_keras.autoencoders.trainer import AutoencoderTrainer
 from fcdm_keras.checkpoint import CheckpointManager
@@ -87,7 +87,7 @@ def _train(config, folder):
         scenes = Scenes(config.seed, steps * batch_size)
         rows = distribution.batch_rows(batch_size)
         trainer.fit(
-            engine.feed(training_batches(scenes, batch_size, steps, config.seed, start, config.data_workers, rows)),
+            backend.feed(training_batches(scenes, batch_size, steps, config.seed, start, config.data_workers, rows)),
             steps_per_epoch=steps - start,
             verbose=0,
             shuffle=False,

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from keras import ops
 from tensorboardX.proto import graph_pb2
 
-from fcdm_keras import engine
+from fcdm_keras import backend
 from fcdm_keras.evaluation.inception.graph_ops import OPERATIONS
 from fcdm_keras.evaluation.inception.graph_values import constant
 
@@ -131,11 +131,11 @@ class GraphFunction:
         self._static = {name: values[name] for name in static}
         # Weights are arguments of the compiled function: as constants they would be compiled into it.
         self._weights = {name: ops.convert_to_tensor(values[name]) for name in values.keys() - static}
-        self._run = engine.compiled(self._interpret, [], (1,))
+        self._run = backend.compiled(self._interpret, [], (1,))
         self._last_use = {source: i for i, (_, sources) in enumerate(self._steps) for source in sources}
 
     def __call__(self, x):
-        with engine.full_precision():
+        with backend.full_precision():
             return self._run([], self._weights, ops.convert_to_tensor(x))
 
     def _interpret(self, weights, x):

@@ -5,6 +5,7 @@ SLURM, Open MPI, Kubernetes or three variables for JAX (`JAX_COORDINATOR_ADDRESS
 `JAX_PROCESS_ID`).
 """
 
+import dataclasses
 import json
 import os
 
@@ -22,6 +23,15 @@ ADVICE = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A process's `index` among the `count` of its job, and where needed the first one's `address`, host:port."""
+
+    index: int
+    count: int
+    address: str = ""
+
+
 def launcher(backend, environ=os.environ):
     """The launcher that started this process as one of several, or `""`.
 
@@ -36,11 +46,19 @@ def launcher(backend, environ=os.environ):
             f"{ADVICE[backend]}, or set KERAS_BACKEND={_backends(found[0])}."
         )
     name = understood[0] if understood else NONE
-    if name == TF_CONFIG:
-        tf_config(environ)
-    if name == JAX_VARIABLES:
-        jax_variables(environ)
+    place(name, environ)
     return name
+
+
+def place(name, environ=os.environ):
+    """The `Place` that the variables of the launcher `name` give this process; `None` where the engine asks it itself.
+
+    Raises:
+        ValueError: the variables are malformed or incomplete.
+    """
+    if name == TF_CONFIG:
+        return _tf_config(environ)
+    return _jax_variables(environ) if name == JAX_VARIABLES else None
 
 
 def _present(environ):
@@ -63,13 +81,12 @@ def _backends(name):
     return " or ".join(backend for backend, names in UNDERSTOOD.items() if name in names)
 
 
-def tf_config(environ=os.environ):
-    """Index of this process and number of processes, from `TF_CONFIG`. Raises ValueError if it is malformed."""
+def _tf_config(environ):
     try:
         config = json.loads(environ["TF_CONFIG"])
         cluster, task = config["cluster"], config["task"]
         tasks = [(kind, i) for kind in ("chief", "worker") for i in range(len(cluster.get(kind, ())))]
-        return tasks.index((task["type"], int(task["index"]))), len(tasks)
+        return Place(tasks.index((task["type"], int(task["index"]))), len(tasks))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
             'TF_CONFIG must look like {"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": '
@@ -77,8 +94,7 @@ def tf_config(environ=os.environ):
         ) from None
 
 
-def jax_variables(environ=os.environ):
-    """Coordinator's address, number of processes and index of this one. Raises ValueError if they make no sense."""
+def _jax_variables(environ):
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = {name: environ.get(name, "") for name in names}
     address, count, index = given.values()
@@ -88,4 +104,4 @@ def jax_variables(environ=os.environ):
             "JAX_COORDINATOR_ADDRESS must be the host:port of the first process, JAX_NUM_PROCESSES their number N, and "
             f"JAX_PROCESS_ID in [0, N − 1]. Received: {', '.join(f'{k}={v!r}' for k, v in given.items())}"
         )
-    return address, int(count), int(index)
+    return Place(int(index), int(count), address)

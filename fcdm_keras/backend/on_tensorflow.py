@@ -1,13 +1,21 @@
-"""TensorFlow: steps are traced into one graph by Keras."""
+"""TensorFlow: steps are traced into one graph by Keras.
+
+`MirroredStrategy` spreads them over the devices of one host, `MultiWorkerMirroredStrategy` over several.
+"""
 
 import contextlib
+import tempfile
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from fcdm_keras import distribution
-from fcdm_keras.distribution import on_tensorflow
+from fcdm_keras.backend.job import job
+
+CUTS_MODELS = False
+
+_strategy = None  # made by `connect` where there are several processes, for it must come before any other operation
 
 
 class TrainStep:
@@ -49,11 +57,14 @@ class TrainStep:
         if _clips(optimizer):
             # Keras clips each replica's gradients and adds them then; clipped is to be their mean.
             total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+            # Keras has no public way to clip alone. Checked with Keras 3.15; tests/test_private_apis.py fails first.
             gradients = optimizer._clip_gradients([gradient / replicas for gradient in total])
         return [gradient / replicas for gradient in gradients]
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        pass  # everything is built when it is made; Keras's own way fails with several processes
+        # Everything is built when it is made, and Keras's own way, which no argument turns off, fails with several
+        # processes. Checked with Keras 3.15; tests/test_private_apis.py fails first.
+        pass
 
 
 def _clips(optimizer):
@@ -76,11 +87,11 @@ def gathered(losses):
 
 def feed(batches):
     """Batches of this process's rows as what `fit` takes: with several processes, TensorFlow wants them by replica."""
-    if distribution.job().process_count == 1:
+    if job().process_count == 1:
         return batches
     first = next(iter(batches))
     signature = tf.nest.map_structure(lambda a: tf.TensorSpec(a.shape, a.dtype), first)
-    size = len(tf.nest.flatten(first)[0]) // on_tensorflow.local_replicas()
+    size = len(tf.nest.flatten(first)[0]) // _local_replicas()
 
     def own(context):
         return tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature).rebatch(size).repeat()
@@ -108,7 +119,7 @@ def compiled(function, variables, batched=()):
             return function(*args)
 
     def spread(values, *args):
-        parts = on_tensorflow.local_replicas()
+        parts = _local_replicas()
         if parts == 1 or not batched:
             return run(values, *args)
         rows = len(args[batched[0]])
@@ -147,3 +158,95 @@ def full_precision():
 
 def _after(data):
     return tf.control_dependencies([part for part in tf.nest.flatten(data) if part is not None])
+
+
+def connect(launcher, place, timeout, heartbeat):
+    global _strategy
+    if not launcher:
+        return 0, 1
+    # Without a resolver, TensorFlow reads TF_CONFIG, as `place` was read; SLURM is the other launcher that it knows.
+    resolver = None if place else tf.distribute.cluster_resolver.SlurmClusterResolver(auto_set_gpu=False)
+    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=1800)
+    try:
+        _strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    except tf.errors.OpError as error:
+        raise RuntimeError(error.message) from None
+    if place:
+        return place.index, place.count
+    resolver = _strategy.cluster_resolver
+    return resolver.task_id, resolver.cluster_spec().num_tasks("worker")
+
+
+def devices():
+    if _strategy is not None:
+        return tuple(f"replica:{i}" for i in range(_strategy.num_replicas_in_sync))
+    found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return tuple(device.name for device in found)
+
+
+def check_devices(asked, count):
+    pass  # any number of them
+
+
+def advice():
+    return ""  # one process uses all
+
+
+def start(used, model_parallel, layout_map):
+    if _strategy is None and len(used) == 1:
+        return lambda: None
+    scope = (_strategy or tf.distribute.MirroredStrategy(list(used))).scope()
+    scope.__enter__()
+    return lambda: scope.__exit__(None, None, None)
+
+
+def disconnect(launcher):
+    global _strategy
+    _strategy = None
+
+
+def barrier():
+    gather(np.zeros(1, np.uint8))
+
+
+def gather(array):
+    array = np.ascontiguousarray(array)
+    sent = array.astype(np.int32) if array.dtype.itemsize < 4 else array  # its collectives know no bytes
+    replicas = len(_strategy.extended.worker_devices)
+
+    def collect():
+        return tf.distribute.get_replica_context().all_gather(tf.constant(sent)[None], axis=0)
+
+    every = _strategy.experimental_local_results(_strategy.run(tf.function(collect)))[0].numpy()
+    return every[::replicas].astype(array.dtype)
+
+
+def host_arrays(values):
+    return [np.asarray((v.value if isinstance(v, keras.Variable) else v).numpy()) for v in values]
+
+
+def readable(variables):
+    return contextlib.nullcontext()  # every process has them whole
+
+
+def writing():
+    return contextlib.nullcontext()
+
+
+def accompany(write):
+    """Writes what the first process writes, to a folder that is thrown away.
+
+    Keras's saving makes variables and reads metrics, for which TensorFlow needs all processes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+
+
+def device_bytes(variables):
+    whole = sum(variable.value.numpy().nbytes for variable in variables)
+    return whole, whole
+
+
+def _local_replicas():
+    """The number of replicas of the current strategy on this host."""
+    return len(tf.distribute.get_strategy().extended.worker_devices) if tf.distribute.has_strategy() else 1

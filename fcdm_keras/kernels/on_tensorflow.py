@@ -1,8 +1,8 @@
-"""Depthwise convolution on TensorFlow: its own kernels without XLA, shifted multiply-adds with XLA.
+"""TensorFlow: its own operations, but under XLA a depthwise convolution by shifted multiply-adds.
 
-TensorFlow's kernels are fast, except the kernel gradient on CPUs; XLA's lowering of the same operation is tens of times
-slower on CPUs, and 8 to 24 times on GPUs. So the code asks where it is traced. On GPUs nothing
-here was measured: there, without XLA, all three are TensorFlow's kernels.
+TensorFlow's depthwise kernels are fast, except the kernel gradient on CPUs; XLA's lowering of the same operation is
+tens of times slower on CPUs, and 8 to 24 times on GPUs. So the code asks where it is traced. On GPUs nothing here was
+measured: there, without XLA, all three are TensorFlow's kernels.
 """
 
 import functools
@@ -102,4 +102,23 @@ def _sum(terms, chains=4):
 
 def _under_xla():
     """Whether this code is being traced for `tf.function(jit_compile=True)`."""
+    # No public way to ask. Checked with TensorFlow 2.21; tests/test_private_apis.py fails first.
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def linear(x, kernel, bias):
+    """`x` `(…, in)`, `kernel` `(in, out)`, `bias` `(out,)` → `(…, out)`; graphs fuse this form, MatMul and BiasAdd."""
+    y = tf.nn.bias_add(tf.matmul(tf.reshape(x, (-1, x.shape[-1])), kernel), bias)
+    return tf.reshape(y, [*(size or tf.shape(x)[axis] for axis, size in enumerate(x.shape[:-1])), kernel.shape[-1]])
+
+
+def gelu(x):
+    """Exact GELU, elementwise."""
+    return tf.nn.gelu(x, approximate=False)
+
+
+def layer_norm(x):
+    """LayerNorm over the last axis, no affine, eps 1e-6, in float32."""
+    x = tf.cast(x, tf.float32)
+    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
+    return centred * tf.math.rsqrt(tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True) + 1e-6)

@@ -1,0 +1,282 @@
+"""JAX: steps are pure functions of the state, which Keras jits and whose buffers it donates.
+
+One process drives all devices of its host; Keras's `DataParallel` and `ModelParallel` place the arrays.
+"""
+
+import contextlib
+import functools
+
+import jax
+import keras
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fcdm_keras.backend.job import job
+
+BATCH, MODEL = "batch", "model"
+CUTS_MODELS = True
+
+
+class TrainStep:
+    def train_step(self, state, data):
+        trainable, non_trainable, optimizer, metrics = state
+        frozen = [*zip(self.non_trainable_variables, non_trainable), *zip(self.optimizer.variables, optimizer)]
+
+        @functools.partial(jax.grad, has_aux=True)
+        def gradients_of(values, batch):
+            with keras.StatelessScope([*zip(self.trainable_variables, values), *frozen]):
+                losses = self.losses(batch, training=True)
+                return self.optimizer.scale_loss(losses["loss"].mean()), losses
+
+        with keras.StatelessScope(frozen):
+            batch = self.draw(self.unpack(data))
+        gradients, losses = self._accumulated(gradients_of, trainable, batch)
+        trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
+        logs, non_trainable, metrics = _stateless(
+            self.finish_step,
+            losses,
+            constant=zip(self.trainable_variables, trainable),
+            updated=((self.non_trainable_variables, non_trainable), (self.metrics_variables, metrics)),
+        )
+        return logs, (trainable, non_trainable, optimizer, metrics)
+
+    def test_step(self, state, data):
+        trainable, non_trainable, metrics = state
+
+        def evaluate():
+            return self.track(self.losses(self.draw_for_evaluation(self.unpack(data)), training=False))
+
+        logs, metrics = _stateless(
+            evaluate,
+            constant=[*zip(self.trainable_variables, trainable), *zip(self.non_trainable_variables, non_trainable)],
+            updated=((self.metrics_variables, metrics),),
+        )
+        return logs, (trainable, non_trainable, metrics)
+
+    def _accumulated(self, gradients_of, trainable, batch):
+        """Mean gradients over the micro-batches, in one loop, and the losses of all samples."""
+        if self.accumulation_steps == 1:
+            return gradients_of(trainable, batch)
+        self.check_divisible(batch)
+        stacked = jax.tree.map(self._stacked, batch)
+
+        def add(total, micro_batch):
+            gradients, losses = gradients_of(trainable, micro_batch)
+            return jax.tree.map(lambda t, g: t + g / self.accumulation_steps, total, gradients), losses
+
+        gradients, losses = jax.lax.scan(add, jax.tree.map(jax.numpy.zeros_like, trainable), stacked)
+        return gradients, jax.tree.map(lambda loss: loss.reshape(-1), losses)
+
+    def _stacked(self, rows):
+        """Rows `(B, …)` as micro-batches `(steps, B / steps, …)`, to which every device brings rows of its own."""
+        devices = job().data_parallel
+        parts = rows.reshape(devices, self.accumulation_steps, -1, *rows.shape[1:])
+        return parts.swapaxes(0, 1).reshape(self.accumulation_steps, -1, *rows.shape[1:])
+
+
+def rows(count):
+    """Places of a batch's samples in the global batch, which is what a step sees: int32 `(count,)`."""
+    return jax.numpy.arange(count, dtype="int32")
+
+
+def gathered(losses):
+    return losses
+
+
+def feed(batches):
+    return batches
+
+
+def interpolate(averages, variables, weight):
+    for average, variable in zip(averages, variables, strict=True):
+        average.assign(average.value + weight * (variable.value.astype("float32") - average.value))
+
+
+def compiled(function, variables, batched=()):
+    @jax.jit
+    def run(values, *args):
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            return function(*args)
+
+    def spread(values, *args):
+        parts = _row_devices()
+        if parts == 1 and job().process_count == 1:
+            return run(values, *args)
+        rows = len(args[batched[0]]) if batched else 0
+        padded = -rows % parts
+        args = [
+            _split_rows(np.pad(np.asarray(value), [(0, padded)] + [(0, 0)] * (value.ndim - 1), mode="edge"))
+            if i in batched
+            else _whole(value)
+            for i, value in enumerate(args)
+        ]
+        outputs = run(_local_arrays(values), *args)
+        return jax.tree.map(lambda output: output[:rows], outputs) if padded else outputs
+
+    return spread
+
+
+def allow_tf32():
+    pass  # the default
+
+
+def full_precision():
+    return jax.default_matmul_precision("highest")
+
+
+def _stateless(function, *args, constant, updated):
+    """Calls `function` with variables holding given values. Returns its result and the updated ones' new values."""
+    scope = keras.StatelessScope([*constant, *(pair for group in updated for pair in zip(*group))])
+    with scope:
+        result = function(*args)
+    return result, *([scope.get_current_value(v) for v in variables] for variables, _ in updated)
+
+
+def connect(launcher, place, timeout, heartbeat):
+    if not launcher:
+        return 0, 1
+    bounds = {"initialization_timeout": timeout, "heartbeat_timeout_seconds": heartbeat, "shutdown_timeout_seconds": 60}
+    if place:
+        jax.distributed.initialize(place.address, place.count, place.index, **bounds)
+    else:
+        jax.distributed.initialize(**bounds)
+    return jax.process_index(), jax.process_count()
+
+
+def devices():
+    return tuple(f"{device.platform}:{device.id}" for device in jax.devices())
+
+
+def check_devices(asked, count):
+    pass  # any number of them
+
+
+def advice():
+    return ""  # one process uses all
+
+
+def start(used, model_parallel, layout_map):
+    if len(used) == 1 and jax.process_count() == 1:
+        return lambda: None
+    before = keras.distribution.distribution()
+    if model_parallel == 1:
+        placed = keras.distribution.DataParallel(devices=list(used), auto_shard_dataset=False)
+    else:
+        mesh = keras.distribution.DeviceMesh((len(used) // model_parallel, model_parallel), [BATCH, MODEL], list(used))
+        placed = keras.distribution.ModelParallel(
+            layout_map=layout_map(mesh), batch_dim_name=BATCH, auto_shard_dataset=False
+        )
+    keras.distribution.set_distribution(placed)
+    return lambda: keras.distribution.set_distribution(before)
+
+
+def disconnect(launcher):
+    if launcher:
+        jax.distributed.shutdown()
+
+
+def barrier():
+    multihost_utils.sync_global_devices("fcdm_keras")
+
+
+def gather(array):
+    return np.asarray(multihost_utils.process_allgather(np.asarray(array)))
+
+
+def host_arrays(values):
+    """Arrays as NumPy, also those of which this process holds a part; then every process must call this."""
+    return [
+        np.asarray(v if v.is_fully_addressable or v.is_fully_replicated else _collected(v)) for v in map(_plain, values)
+    ]
+
+
+@contextlib.contextmanager
+def readable(variables):
+    """The variables hold whole values, collected from all processes, in this host's memory."""
+    if all(variable.value.is_fully_replicated for variable in variables):
+        yield
+        return
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        values = host_arrays(variables)
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            yield
+
+
+@contextlib.contextmanager
+def writing():
+    """Keras's saving makes variables; they must not be placed on the devices of processes that make none."""
+    placed = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(placed)
+
+
+def accompany(write):
+    pass
+
+
+def device_bytes(variables):
+    values = [variable.value for variable in variables]
+    return sum(value.addressable_shards[0].data.nbytes for value in values), sum(value.nbytes for value in values)
+
+
+def _local_arrays(values):
+    """Arrays that computations of this process alone can use, on its own devices, without a copy where possible."""
+    values = [_plain(value) for value in values]
+    placed = keras.distribution.distribution()
+    if placed is None or jax.process_count() == 1:
+        return values
+    mesh = _local_mesh(placed)
+    return [_localized(value, mesh) for value in values]
+
+
+def _split_rows(array):
+    """An array `(B, …)` whose rows lie on this process's devices in turn; B is a multiple of `_row_devices()`."""
+    placed = keras.distribution.distribution()
+    if placed is None:
+        return array
+    return jax.device_put(array, NamedSharding(_local_mesh(placed), PartitionSpec(BATCH)))
+
+
+def _whole(value):
+    """A value that every device of this process holds."""
+    placed = keras.distribution.distribution()
+    return value if placed is None else jax.device_put(value, NamedSharding(_local_mesh(placed), PartitionSpec()))
+
+
+def _row_devices():
+    """The number of parts in which `_split_rows` splits."""
+    placed = keras.distribution.distribution()
+    return 1 if placed is None else _local_mesh(placed).shape[BATCH]
+
+
+def _local_mesh(placed):
+    """The part of the mesh that is this process's own; a model axis that crosses processes is left out."""
+    mesh = placed.device_mesh.backend_mesh
+    if jax.process_count() == 1:
+        return mesh
+    own = np.array([device for device in mesh.devices.flat if device.process_index == jax.process_index()])
+    model = mesh.shape.get(MODEL, 1)
+    model = model if own.size % model == 0 else 1
+    return jax.sharding.Mesh(own.reshape(-1, model), (BATCH, MODEL))
+
+
+def _localized(value, mesh):
+    if value.is_fully_addressable:
+        return value
+    spec = value.sharding.spec if isinstance(value.sharding, NamedSharding) else PartitionSpec()
+    if mesh.shape[MODEL] == 1 and not value.is_fully_replicated:
+        return jax.device_put(_collected(value), NamedSharding(mesh, PartitionSpec()))
+    own = [shard.data for shard in value.addressable_shards]
+    return jax.make_array_from_single_device_arrays(value.shape, NamedSharding(mesh, spec), own)
+
+
+def _collected(value):
+    return multihost_utils.process_allgather(value, tiled=True)
+
+
+def _plain(value):
+    return value.value if isinstance(value, keras.Variable) else value
