@@ -1,16 +1,14 @@
 """The FCDM U-Net (paper, figure 3c): C channels at full resolution, 2C at half, 4C at a quarter."""
 
 import keras
-import numpy as np
 from keras import ops
 
-from fcdm_keras.backend.hub import keras_hub
-from fcdm_keras.conditioning import ClassConditioning
 from fcdm_keras.layers import Downsample, FCDMBlock, FinalLayer, TimestepEmbedding, Upsample, conv, linear
+from fcdm_keras.network.base import DiffusionBackbone
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
-class FCDMBackbone(keras_hub.models.Backbone):
+class FCDMBackbone(DiffusionBackbone):
     """Fully convolutional diffusion network with a swappable conditioning module.
 
     Takes a dict of `x_t` `(B, H, W, in_channels)` with H and W divisible by 4, `timesteps` `(B,)` (integer or
@@ -38,6 +36,8 @@ class FCDMBackbone(keras_hub.models.Backbone):
     output = backbone({"x_t": x_t, "timesteps": timesteps, "labels": labels})
     ```
     """
+
+    side_multiple = 4
 
     # Which axis of each variable is cut over the devices that share one copy of the model: pattern of its name behind
     # the backbone's, and "model" or None for each axis; () is whole. The two linears of a block are cut along its
@@ -82,23 +82,14 @@ class FCDMBackbone(keras_hub.models.Backbone):
         depths = _checked_depths(depths)
         if hidden_channels < 2 or hidden_channels % 2:
             raise ValueError(f"hidden_channels must be a positive even integer. Received: {hidden_channels}")
-        super().__init__(dtype=dtype, **kwargs)
+        widths = (hidden_channels, 2 * hidden_channels, 4 * hidden_channels)
+        super().__init__(widths, num_classes, in_channels, out_channels, conditioning, dtype, **kwargs)
         self.hidden_channels = hidden_channels
         self.depths = depths
-        self.in_channels = in_channels
-        self.out_channels = out_channels or 2 * in_channels
         self.expansion_ratio = expansion_ratio
         self.kernel_size = kernel_size
-        self.widths = (hidden_channels, 2 * hidden_channels, 4 * hidden_channels)
-        self.autocast = False  # timesteps stay exact under mixed precision; x_t is cast in `call`
 
         width_1, width_2, width_3 = self.widths
-        self.conditioning = conditioning or ClassConditioning(num_classes, name="conditioning")
-        if self.conditioning.widths not in (None, self.widths):
-            raise ValueError(
-                f"The conditioning module must have widths {self.widths}. Received: {self.conditioning.widths}"
-            )
-        self.conditioning.widths = self.widths
         self.time_embeddings = [TimestepEmbedding(w, name=f"time_embedding_{i}") for i, w in enumerate(self.widths, 1)]
         self.x_embedder = conv(width_1, dtype=self.dtype_policy, name="x_embedder")
         self.encoder_1 = self._blocks(depths[0], "encoder_1")
@@ -126,8 +117,7 @@ class FCDMBackbone(keras_hub.models.Backbone):
         if self.built:
             return
         width_1, width_2, width_3 = self.widths
-        if not self.conditioning.built:  # a loaded one is
-            self.conditioning.build(None)
+        self.build_conditioning()
         for embedding in self.time_embeddings:
             embedding.build((None,))
         self.x_embedder.build((None, None, None, self.in_channels))
@@ -169,14 +159,8 @@ class FCDMBackbone(keras_hub.models.Backbone):
         for block in self.blocks:
             block.gradient_checkpointing = bool(enabled)
 
-    def __call__(self, inputs, *args, **kwargs):
-        condition = inputs.get(self.conditioning.input_name) if isinstance(inputs, dict) else None
-        if isinstance(condition, (list, tuple, np.ndarray)):  # on the host: a look costs nothing
-            self.conditioning.check(condition)
-        return super().__call__(inputs, *args, **kwargs)
-
     def call(self, inputs, training=None):
-        x_t, timesteps, condition = self._checked(inputs)
+        x_t, timesteps, condition = self.checked(inputs)
         vectors = zip(self.time_embeddings, self.conditioning(condition), strict=True)
         c_1, c_2, c_3 = (embedding(timesteps) + vector for embedding, vector in vectors)
 
@@ -190,39 +174,14 @@ class FCDMBackbone(keras_hub.models.Backbone):
         x = _run(self.decoder_1, x, c_1, training)
         return self.final_layer(self.output_layer(x), c_1)
 
-    def _checked(self, inputs):
-        names = ("x_t", "timesteps", self.conditioning.input_name)
-        if not isinstance(inputs, dict) or set(inputs) != set(names):
-            received = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
-            raise ValueError(f"Inputs must be a dict with the keys {', '.join(names)}. Received: {received}")
-        shape = tuple(inputs["x_t"].shape)
-        if len(shape) != 4 or shape[-1] != self.in_channels:
-            raise ValueError(f"x_t must have shape (B, H, W, {self.in_channels}). Received: {shape}")
-        if any(side is not None and side % 4 for side in shape[1:3]):
-            raise ValueError(f"Height and width of x_t must be divisible by 4. Received: {shape[1]}×{shape[2]}")
-        return tuple(inputs[name] for name in names)
-
-    def compute_output_shape(self, input_shape):
-        return (*input_shape["x_t"][:-1], self.out_channels)
-
     def get_config(self):
         return {
             **super().get_config(),
             "hidden_channels": self.hidden_channels,
             "depths": list(self.depths),
-            "in_channels": self.in_channels,
-            "out_channels": self.out_channels,
             "expansion_ratio": self.expansion_ratio,
             "kernel_size": self.kernel_size,
-            "conditioning": keras.saving.serialize_keras_object(self.conditioning),
         }
-
-    @classmethod
-    def from_config(cls, config):
-        config = dict(config)
-        if isinstance(config.get("conditioning"), dict):
-            config["conditioning"] = keras.saving.deserialize_keras_object(config["conditioning"])
-        return super().from_config(config)
 
 
 def _run(blocks, x, conditioning, training):

@@ -23,20 +23,19 @@ class _Sum:
         self.macs += pixels * (weights + products)
 
 
-def count(size, height=32, width=32, *, network="FCDM", **options):
+def count(size, height=32, width=32, **options):
     """Parameters, and multiply-accumulates of one sample of `height` × `width`.
 
     Args:
         size: a `ModelSize`.
         height, width: size of x_t, as the network takes it.
-        network: one of `NETWORKS`.
-        **options: as the network's own count takes them.
+        **options: as the count of the size's network in `COUNTS` takes them.
 
     Returns:
         Two integers.
     """
     total = _Sum()
-    NETWORKS[network](total, size, height, width, **options)
+    COUNTS[size.network](total, size, height, width, **options)
     return total.parameters, total.macs
 
 
@@ -96,16 +95,32 @@ def _condition(total, widths, num_classes, embedding_dim):
         total.add(embedding_dim**2, 2 * embedding_dim, 1)
 
 
-NETWORKS = {"FCDM": _fcdm}  # each adds up what it costs
+COUNTS = {"fcdm": _fcdm}  # each adds up what a network costs; networks without one are trained without estimates
 
 # Feature maps that the backward pass of one block needs, in units of its width d: the block's input, after the
 # depthwise convolution, normalised, modulated, after the second linear; and three of the hidden width 3d.
 _BLOCK_MAPS = 5 + 3 * 3
 
 
+def _fcdm_maps(size, pixels):
+    """Numbers of one sample's feature maps that an FCDM keeps for the backward pass: all, and with checkpointing."""
+    c = size.hidden_channels
+    widths = [(c, pixels), (2 * c, pixels // 4), (4 * c, pixels // 16), (2 * c, pixels // 4), (c, pixels)]
+    maps = [(depth, d * p) for (d, p), depth in zip(widths, size.depths, strict=True)]
+    inputs = sum(depth * numbers for depth, numbers in maps)
+    # One input per block, and one block at a time in full.
+    return _BLOCK_MAPS * inputs, inputs + _BLOCK_MAPS * max(numbers for _, numbers in maps)
+
+
+MAPS = {"fcdm": _fcdm_maps}
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of one device: weights, gradients, AdamW's two moments, EMA, and activations of one micro-batch."""
+    """Bytes of one device: weights, gradients, AdamW's two moments, EMA, and activations of one micro-batch.
+
+    Activations are 0 where the network has no estimate.
+    """
 
     weights: int
     gradients: int
@@ -143,17 +158,14 @@ def training_memory(config, latent_side, data_parallel=1, model_parallel=1, para
     parameters //= model_parallel
     samples = _samples(config, data_parallel)
     element = 4 if config.precision == "float32" else 2
-    c, pixels = size.hidden_channels, latent_side**2
-    widths = [(c, pixels), (2 * c, pixels // 4), (4 * c, pixels // 16), (2 * c, pixels // 4), (c, pixels)]
-    maps = [(depth, d * p * samples * element) for (d, p), depth in zip(widths, size.depths, strict=True)]
+    kept = MAPS[size.network](size, latent_side**2) if size.network in MAPS else (0, 0)
     return TrainingMemory(
         weights=4 * parameters,
         gradients=4 * parameters,
         optimizer=8 * parameters,
         ema=4 * parameters,
-        activations=_BLOCK_MAPS * sum(depth * bytes_ for depth, bytes_ in maps),
-        # One input per block, and one block at a time in full.
-        activations_checkpointed=sum(depth * bytes_ for depth, bytes_ in maps) + _BLOCK_MAPS * max(b for _, b in maps),
+        activations=samples * element * kept[0],
+        activations_checkpointed=samples * element * kept[1],
     )
 
 
@@ -161,6 +173,8 @@ def describe_memory(config, latent_side, data_parallel=1, model_parallel=1, para
     """The estimate as text, for the terminal; arguments as in `training_memory`."""
     memory = training_memory(config, latent_side, data_parallel, model_parallel, parameters)
     parts = ", ".join(f"{name} {gib(getattr(memory, name))}" for name in ("weights", "gradients", "optimizer", "ema"))
+    if not memory.activations:
+        return f"memory: {parts}, and activations on one device"
     return (
         f"memory: {parts}; "
         f"activations of {_samples(config, data_parallel)} samples about {gib(memory.activations)}, with "

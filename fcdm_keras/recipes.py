@@ -15,7 +15,7 @@ class ModelSize:
     parameters: int | None = None  # exact, 1000 classes and 4 latent channels
     gmacs_256: float | None = None  # the paper's "FLOPs (G)" at 256 px (tables 2 and 3)
     gmacs_512: float | None = None  # the paper's "FLOPs (G)" at 512 px (table 5)
-    network: str = "fcdm"  # in `fcdm_keras.runs.build.NETWORKS`
+    network: str = "fcdm"  # in `fcdm_keras.network.backbones.BACKBONES`
 
 
 # fmt: off

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from fcdm_keras import backend, guidance, randomness
 from fcdm_keras.autoencoders import Identity, to_uint8
-from fcdm_keras.backbone import FCDMBackbone
 from fcdm_keras.backend.hub import keras_hub
+from fcdm_keras.network.base import DiffusionBackbone
 from fcdm_keras.objectives import OBJECTIVES
 from fcdm_keras.samplers import SAMPLERS, taken
 
@@ -28,7 +28,7 @@ class ImageTask(keras_hub.models.Task):
         ValueError: if the autoencoder's latents or the kind of condition do not fit the backbone.
     """
 
-    backbone_cls = FCDMBackbone
+    backbone_cls = DiffusionBackbone
     input_name = None  # of the conditioning modules that a subclass takes
 
     def __init__(self, backbone, autoencoder=None, image_size=256, objective="iddpm", **kwargs):
@@ -175,7 +175,7 @@ class ImageTask(keras_hub.models.Task):
         return self._compiled[key]
 
     def _latent_shape(self, image_size):
-        step = 4 * self.autoencoder.downsampling_factor
+        step = self.backbone.side_multiple * self.autoencoder.downsampling_factor
         if len(image_size) != 2 or any(side < step or side % step for side in image_size):
             raise ValueError(f"Image height and width must be multiples of {step}. Received: {image_size}")
         factor = self.autoencoder.downsampling_factor

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fcdm_keras import options
-from fcdm_keras.backbone import FCDMBackbone
+from fcdm_keras.network.base import DiffusionBackbone
 from fcdm_keras.runs import build
 from fcdm_keras.runs import load as class_models
 from fcdm_keras.runs.folder import PRESET, stored_config
@@ -29,7 +29,7 @@ def load_backbone(source):
             return _newest_backbone(stored_config(folder, TextTrainConfig), folder)
         return class_models.load_backbone(folder)
 
-    return class_models.find_model(source, FCDMBackbone.from_preset, unfinished)
+    return class_models.find_model(source, DiffusionBackbone.from_preset, unfinished)
 
 
 def stored_identity(source):

@@ -10,14 +10,15 @@ from test_cli import ROOT
 import train_imagenet
 from fcdm_keras import ClassToImage, recipes
 from fcdm_keras.diffusion import objectives, samplers
-from fcdm_keras.runs import build, datasets
+from fcdm_keras.network.backbones import BACKBONES
+from fcdm_keras.runs import datasets
 
 
 @pytest.fixture(scope="module")
 def extended():
     """The names that the page's examples define; the tables are as before afterwards."""
     tables = (samplers.SAMPLERS, objectives.OBJECTIVES, datasets.DATASETS, recipes.RECIPES, recipes.MODEL_SIZES)
-    tables = (*tables, build.NETWORKS)
+    tables = (*tables, BACKBONES)
     before, names = [dict(table) for table in tables], {}
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL):
         exec(code, names)

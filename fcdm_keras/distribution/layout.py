@@ -6,9 +6,7 @@ where the weights' have `/`); AdamW's moments follow by themselves.
 
 import keras
 
-from fcdm_keras.backbone import FCDMBackbone
-
-BACKBONES = {"fcdm_backbone": FCDMBackbone}  # name that Keras gives the backbone, with which its variables' paths start
+from fcdm_keras.network.backbones import BACKBONES
 
 
 def layout_map(mesh):
@@ -23,4 +21,4 @@ def patterns():
     """Pairs of a pattern, which matches whole variable paths, of weights and of their averages, and the axes."""
     for name, backbone in BACKBONES.items():
         for variable, axes in backbone.layout:
-            yield rf"(.*/)?{name}(_\d+)?/{variable}".replace("/", "[/_]"), axes
+            yield rf"(.*/)?{name}_backbone(_\d+)?/{variable}".replace("/", "[/_]"), axes

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from fcdm_keras.callbacks import read_csv
-from fcdm_keras.costs import count
+from fcdm_keras.costs import COUNTS, count
 from fcdm_keras.recipes import MODEL_SIZES, TrainConfig
 from fcdm_keras.reporting.paper import TABLES
 from fcdm_keras.runs.folder import stored_config
@@ -65,8 +65,10 @@ def _read_json(file):
 
 
 def model_size(run):
-    """Parameters in millions, and multiply-accumulates of one forward pass in billions, or `None` if not known yet."""
+    """Parameters in millions, and multiply-accumulates of one forward pass in billions, or `None` if not known."""
     config, side = run.config, latent_side(run)
+    if MODEL_SIZES[config.model].network not in COUNTS:
+        return None, None
     condition = {"num_classes": config.num_classes, "embedding_dim": run.embedding_dim}
     sides = (side, side) if side else ()
     parameters, macs = count(MODEL_SIZES[config.model], *sides, in_channels=config.latent_channels, **condition)
@@ -106,7 +108,7 @@ def our_rows(run):
         source = f"this run, {run.name}" + (f"/{file}, {scores.get('num_samples')} samples" if file else "")
         cells = (
             f"FCDM-{run.config.model}",
-            f"{parameters:.1f}",
+            parameters and f"{parameters:.1f}",
             f"{run.steps:,}",
             gmacs and (f"{gmacs:.1f}" if gmacs >= 1 else f"{gmacs:.2g}"),
             speed,

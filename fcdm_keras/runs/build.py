@@ -7,7 +7,7 @@ from keras import ops
 
 from fcdm_keras import backend, distribution
 from fcdm_keras.autoencoders import Identity
-from fcdm_keras.backbone import FCDMBackbone
+from fcdm_keras.network.backbones import BACKBONES
 from fcdm_keras.optimizers import AdamW
 from fcdm_keras.recipes import MODEL_SIZES
 from fcdm_keras.tasks import ClassToImage
@@ -19,7 +19,7 @@ def build_backbone(config, conditioning=None):
     backend.allow_tf32()
     keras.utils.set_random_seed(config.seed % 2**32)
     size = MODEL_SIZES[config.model]
-    backbone = FCDMBackbone(
+    backbone = BACKBONES[size.network](
         size.hidden_channels,
         size.depths,
         num_classes=config.num_classes,
@@ -51,7 +51,7 @@ def copy_weights(source, target, same_conditions=True):
     """Starts one backbone from another of the same sizes; the conditioning stays as it is where it has other shapes.
 
     Args:
-        source, target: `FCDMBackbone`s, which may differ in their number of classes.
+        source, target: backbones, which may differ in their number of classes.
         same_conditions: whether equal conditions mean the same in both; else the conditioning stays as it is.
 
     Returns:
@@ -60,12 +60,8 @@ def copy_weights(source, target, same_conditions=True):
     Raises:
         ValueError: the networks differ in more than their conditioning.
     """
-    sizes = ("hidden_channels", "depths", "in_channels", "out_channels", "expansion_ratio", "kernel_size")
-    different = [
-        f"{name} {getattr(source, name)} there, {getattr(target, name)} here"
-        for name in sizes
-        if getattr(source, name) != getattr(target, name)
-    ]
+    there, here = _sizes(source), _sizes(target)
+    different = [f"{name} {there.get(name)} there, {here[name]} here" for name in here if there.get(name) != here[name]]
     if different:
         raise ValueError(f"The weights to start from are of another network: {'; '.join(different)}.")
     old, new = source.conditioning, target.conditioning
@@ -79,6 +75,13 @@ def copy_weights(source, target, same_conditions=True):
     both = hasattr(old, "num_classes") and hasattr(new, "num_classes")
     classes = f" ({old.num_classes} classes there, {new.num_classes} here)" if both else ""
     return f"{len(made)} tensors are kept, the {len(new.weights)} of the conditioning are made anew{classes}"
+
+
+def _sizes(backbone):
+    """What a backbone's weights but the conditioning's depend on."""
+    config = {"network": type(backbone).__name__, **backbone.get_config()}
+    left_out = ("name", "trainable", "dtype", "conditioning")
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name not in left_out}
 
 
 def _without(backbone, conditioning):
@@ -99,7 +102,7 @@ def export_preset(trainer, folder, build_task):
         folder: a `Path`.
         build_task: `build_task(backbone)` → the task.
     """
-    backbone = FCDMBackbone.from_config({**trainer.backbone.get_config(), "dtype": "float32"})
+    backbone = type(trainer.backbone).from_config({**trainer.backbone.get_config(), "dtype": "float32"})
     trainer.ema.copy_to(backbone)
     for source, target in zip(trainer.backbone.non_trainable_variables, backbone.non_trainable_variables, strict=True):
         target.assign(ops.cast(source.value, target.dtype) * 1)

@@ -111,8 +111,9 @@ def _evaluation(config, folder, data, task, tensorboard, start):
 
 
 def _describe(config, folder, data, trainer, start):
+    network = type(trainer.backbone).__name__.removesuffix("Backbone")
     distribution.say(
-        f"{folder}: FCDM-{config.model}, {trainer.backbone.count_params():,} parameters, Keras {keras.__version__} "
+        f"{folder}: {network}-{config.model}, {trainer.backbone.count_params():,} parameters, Keras {keras.__version__} "
         f"on {keras.backend.backend()}, {config.steps:,} steps of {config.global_batch_size} images"
         + (f", resumed at step {start:,}" if start else "")
     )

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from fcdm_keras.backbone import FCDMBackbone
 from fcdm_keras.checkpoint import CheckpointManager
+from fcdm_keras.network.base import DiffusionBackbone
 from fcdm_keras.reference_checkpoints import load_torch_checkpoint
 from fcdm_keras.runs import folder as run_folder
 from fcdm_keras.runs.build import build_backbone, build_task, build_trainer
@@ -17,7 +17,7 @@ def load_backbone(source):
     """The backbone of a preset, a run folder, or a reference checkpoint (`.pt`). Raises ValueError or OSError."""
     if str(source).endswith(".pt"):
         return load_torch_checkpoint(source)
-    return find_model(source, FCDMBackbone.from_preset, lambda folder: load_task(folder).backbone)
+    return find_model(source, DiffusionBackbone.from_preset, lambda folder: load_task(folder).backbone)
 
 
 def load_task(source, autoencoder=None):

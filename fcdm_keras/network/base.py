@@ -1,0 +1,98 @@
+"""What all backbones have in common: one contract towards trainers, samplers, tasks and devices."""
+
+import keras
+import numpy as np
+
+from fcdm_keras.backend.hub import keras_hub
+from fcdm_keras.conditioning import ClassConditioning
+
+
+class DiffusionBackbone(keras_hub.models.Backbone):
+    """Base of networks that predict noise, with a swappable conditioning module.
+
+    A backbone takes a dict of `x_t` `(B, H, W, in_channels)`, `timesteps` `(B,)` (integer or fractional) and the
+    condition under the module's own name (`labels` `(B,)`), and returns float32 `(B, H, W, out_channels)`.
+
+    A subclass makes its layers after `super().__init__`, ends with `self.build()`, calls `build_conditioning` and
+    `checked`, and adds its own arguments to `get_config`; `hidden_channels` and `depths` come first (see
+    `fcdm_keras.recipes.ModelSize`).
+
+    Args:
+        widths: widths of the vectors that the conditioning module gives, finest level first.
+        num_classes: classes of the default conditioning module.
+        in_channels: channels of `x_t`.
+        out_channels: output channels; `None` means `2 · in_channels` (noise and variance).
+        conditioning: a module as described in `fcdm_keras.conditioning`; `None` means `ClassConditioning(num_classes)`.
+        dtype: dtype policy, e.g. `"mixed_bfloat16"`.
+
+    Attributes:
+        side_multiple: what height and width of `x_t` must be divisible by.
+        gradient_checkpointing: whether training recomputes activations in the backward pass.
+        layout: how variables are cut over devices, see `fcdm_keras.distribution.layout`; none are by default.
+
+    Raises:
+        ValueError: for a conditioning module of other widths, and on call for inputs that do not fit.
+    """
+
+    side_multiple = 1
+    gradient_checkpointing = False
+    layout = ((r".*", ()),)
+
+    def __init__(
+        self, widths, num_classes=1000, in_channels=4, out_channels=None, conditioning=None, dtype=None, **kwargs
+    ):
+        super().__init__(dtype=dtype, **kwargs)
+        self.in_channels = in_channels
+        self.out_channels = out_channels or 2 * in_channels
+        self.widths = tuple(widths)
+        self.autocast = False  # timesteps stay exact under mixed precision; x_t is cast in `call`
+        self.conditioning = conditioning or ClassConditioning(num_classes, name="conditioning")
+        if self.conditioning.widths not in (None, self.widths):
+            raise ValueError(
+                f"The conditioning module must have widths {self.widths}. Received: {self.conditioning.widths}"
+            )
+        self.conditioning.widths = self.widths
+
+    def build_conditioning(self):
+        """Builds the conditioning module, unless it was loaded with its weights."""
+        if not self.conditioning.built:
+            self.conditioning.build(None)
+
+    def __call__(self, inputs, *args, **kwargs):
+        condition = inputs.get(self.conditioning.input_name) if isinstance(inputs, dict) else None
+        if isinstance(condition, (list, tuple, np.ndarray)):  # on the host: a look costs nothing
+            self.conditioning.check(condition)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def checked(self, inputs):
+        """`x_t`, `timesteps` and condition of an input dict. Raises ValueError if it does not fit."""
+        names = ("x_t", "timesteps", self.conditioning.input_name)
+        if not isinstance(inputs, dict) or set(inputs) != set(names):
+            received = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
+            raise ValueError(f"Inputs must be a dict with the keys {', '.join(names)}. Received: {received}")
+        shape, multiple = tuple(inputs["x_t"].shape), self.side_multiple
+        if len(shape) != 4 or shape[-1] != self.in_channels:
+            raise ValueError(f"x_t must have shape (B, H, W, {self.in_channels}). Received: {shape}")
+        if any(side is not None and side % multiple for side in shape[1:3]):
+            raise ValueError(
+                f"Height and width of x_t must be divisible by {multiple}. Received: {shape[1]}×{shape[2]}"
+            )
+        return tuple(inputs[name] for name in names)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape["x_t"][:-1], self.out_channels)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "conditioning": keras.saving.serialize_keras_object(self.conditioning),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if isinstance(config.get("conditioning"), dict):
+            config["conditioning"] = keras.saving.deserialize_keras_object(config["conditioning"])
+        return super().from_config(config)
