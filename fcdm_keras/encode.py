@@ -56,9 +56,9 @@ def check_flags(parser, options):
 def main(arguments=None):
     options = parse(arguments)
     with reported("Stopped. The same command goes on after the last finished shard."):
-        from fcdm_keras.data import command
+        from fcdm_keras.data.encode import run
 
-        command.run(options)
+        run(options)
 
 
 if __name__ == "__main__":

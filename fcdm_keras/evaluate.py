@@ -15,12 +15,9 @@ Inception: dinov2 for FD-DINOv2, or a Keras model of your own.
 
 from pathlib import Path
 
+from fcdm_keras.evaluation import TITLES
 from fcdm_keras.options import add_device_flags, check_at_least, command_parser, flag, reported
 from fcdm_keras.sampling.flags import add_request_flags, check_request_flags
-
-METRICS = ("fid", "sfid", "inception_score", "precision", "recall", "kid")
-TITLES = ("FID", "sFID", "Inception score", "precision", "recall", "KID")
-DRAWN = 50_000  # images that a model draws if the number is not given, as in the papers
 
 
 def parse(arguments=None):
@@ -30,7 +27,7 @@ def parse(arguments=None):
     )
     parser.add_argument("--reference", metavar="REF", help=".npz file with arr_0, mu, sigma, mu_s, sigma_s, or images")
     parser.add_argument("--json", metavar="FILE", help="write the scores to this file")
-    parser.add_argument("--metrics", help=f"some of {','.join(METRICS)}; default all that the features allow")
+    parser.add_argument("--metrics", help=f"some of {','.join(TITLES)}; default all that the features allow")
     parser.add_argument(
         "--features",
         default="inception",
@@ -60,17 +57,17 @@ def parse(arguments=None):
 
 def _metrics(parser, text):
     chosen = text.split(",") if text else None
-    if chosen and not set(chosen) <= set(METRICS):
-        parser.error(f"--metrics must be some of {','.join(METRICS)}. Received: {text!r}")
+    if chosen and not set(chosen) <= TITLES.keys():
+        parser.error(f"--metrics must be some of {','.join(TITLES)}. Received: {text!r}")
     return chosen
 
 
 def main(arguments=None):
     options = parse(arguments)
     with reported():
-        from fcdm_keras.evaluation import command
+        from fcdm_keras.runs.evaluate import run
 
-        command.run(options)
+        run(options)
 
 
 if __name__ == "__main__":

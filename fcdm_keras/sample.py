@@ -28,9 +28,9 @@ def parse(arguments=None):
 def main(arguments=None):
     flags = parse(arguments)
     with reported(STOPPED):
-        from fcdm_keras.sampling import command
+        from fcdm_keras.runs.sample import run
 
-        command.run(flags)
+        run(flags)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ def parse(arguments=None):
 def main(arguments=None):
     options = parse(arguments)
     with reported("Stopped. The same command goes on with what is finished."):
-        from fcdm_keras.data import command
+        from fcdm_keras.data.encode import run
         from t2i.encoding import encode_captioned
 
-        command.run(options, encode_captioned)
+        run(options, encode_captioned)
 
 
 if __name__ == "__main__":

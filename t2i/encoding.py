@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from fcdm_keras import distribution
-from fcdm_keras.data.command import encode
+from fcdm_keras.data.encode import encode
 from t2i.caption_store import write_captions
 from t2i.coco import open_coco
 from t2i.recipes import UNTRAINED

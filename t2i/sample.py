@@ -57,10 +57,10 @@ def read_prompts(file):
 def main(arguments=None):
     options = parse(arguments)
     with reported(STOPPED):
-        from fcdm_keras.sampling import command
+        from fcdm_keras.runs.sample import run
         from t2i.request import open_request
 
-        command.run(options, open_request)
+        run(options, open_request)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from test_cli import ROOT
 
 from fcdm_keras import npz, sample
 from fcdm_keras.npz import NpzArray, NpzWriter, load_small
-from fcdm_keras.sampling import command
+from fcdm_keras.runs import sample as work
 from fcdm_keras.sampling.request import draw_labels
 from fcdm_keras.tasks import ClassToImage
 
@@ -39,7 +39,7 @@ def task(preset):
 @pytest.fixture
 def one_task(task, monkeypatch):
     """The preset is loaded once, so that the sampler is compiled once."""
-    monkeypatch.setattr(command, "load_task", lambda source: task)
+    monkeypatch.setattr(work, "load_task", lambda source: task)
     return task
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import keras
 
 from fcdm_keras import __version__, distribution
-from fcdm_keras.evaluate import DRAWN, METRICS, TITLES
-from fcdm_keras.evaluation import image_sets, suite
+from fcdm_keras.evaluation import TITLES, image_sets, suite
 from fcdm_keras.evaluation.features import load_extractor
 from fcdm_keras.files import write_atomically
 from fcdm_keras.options import device_options, to_json
 from fcdm_keras.runs.load import load_task
 from fcdm_keras.sampling.request import Request
+
+DRAWN = 50_000  # images that a model draws if the number is not given, as in the papers
 
 
 def run(options):
@@ -88,7 +89,7 @@ def show(result):
     for side in ("sample", "reference"):
         if result[f"{side}_statistics"]:
             print(f"statistics in the {side} file replace its images' for {', '.join(result[f'{side}_statistics'])}")
-    for metric, title in zip(METRICS, TITLES):
+    for metric, title in TITLES.items():
         if metric in result:
             print(f"  {title:16} {result[metric]}")
 
