@@ -114,7 +114,8 @@ def _describe(config, folder, data, trainer, start):
     network = type(trainer.backbone).__name__.removesuffix("Backbone")
     distribution.say(
         f"{folder}: {network}-{config.model}, {trainer.backbone.count_params():,} parameters, "
-        f"Keras {keras.__version__} on {keras.backend.backend()}, {config.steps:,} steps of {config.global_batch_size} images"
+        f"Keras {keras.__version__} on {keras.backend.backend()}, "
+        f"{config.steps:,} steps of {config.global_batch_size} images"
         + (f", resumed at step {start:,}" if start else "")
     )
     side = config.image_size // data.autoencoder.downsampling_factor
