@@ -70,7 +70,9 @@ def test_exported_names_are_there():
 # Modules of one backend import that one; PyTorch and TensorFlow bear each other in this order.
 IMPORTS = """
 import importlib, json, sys
-import torch, jax, tensorflow
+import torch, jax
+import t2i.open_clip_worker  # before TensorFlow, with which PyTorch's compiler crashes
+import tensorflow
 for path, names in json.load(sys.stdin).items():
     try:
         module = importlib.import_module(path)
