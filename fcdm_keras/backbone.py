@@ -93,12 +93,7 @@ class FCDMBackbone(keras_hub.models.Backbone):
         self.autocast = False  # timesteps stay exact under mixed precision; x_t is cast in `call`
 
         width_1, width_2, width_3 = self.widths
-        self.conditioning = conditioning or ClassConditioning(num_classes, name="conditioning")
-        if self.conditioning.widths not in (None, self.widths):
-            raise ValueError(
-                f"The conditioning module must have widths {self.widths}. Received: {self.conditioning.widths}"
-            )
-        self.conditioning.widths = self.widths
+        self.conditioning = _of_widths(self.widths, conditioning or ClassConditioning(num_classes, name="conditioning"))
         self.time_embeddings = [TimestepEmbedding(w, name=f"time_embedding_{i}") for i, w in enumerate(self.widths, 1)]
         self.x_embedder = conv(width_1, dtype=self.dtype_policy, name="x_embedder")
         self.encoder_1 = self._blocks(depths[0], "encoder_1")
@@ -229,6 +224,14 @@ def _run(blocks, x, conditioning, training):
     for block in blocks:
         x = block(x, conditioning, training=training)
     return x
+
+
+def _of_widths(widths, conditioning):
+    """The conditioning module, told its widths."""
+    if conditioning.widths not in (None, widths):
+        raise ValueError(f"The conditioning module must have widths {widths}. Received: {conditioning.widths}")
+    conditioning.widths = widths
+    return conditioning
 
 
 def _checked_depths(depths):

@@ -69,7 +69,7 @@ def test_backends_have_the_same_names():
 def test_mathematics_sees_no_network():
     networks = {"backbone", "layers", "trainer", "tasks", "conditioning", "autoencoders", "runs", "checkpoint"}
     evaluation = [f"evaluation/{name}.py" for name in ("metrics", "statistics", "neighbors", "graph", "graph_ops")]
-    for file in ("diffusion.py", "samplers.py", "guidance.py", "randomness.py", *evaluation):
+    for file in ("diffusion.py", "objectives.py", "samplers.py", "guidance.py", "randomness.py", *evaluation):
         assert not ours(file) & networks, (file, ours(file))
 
 
