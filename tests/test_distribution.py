@@ -224,6 +224,11 @@ def test_every_variable_has_a_place_in_the_layout():
     assert whole < 0.4 * backbone.count_params()  # even here, where the depthwise kernels and ends weigh most
 
 
+def test_one_device_holds_all_bytes():
+    backbone = FCDMBackbone(8, (0, 0, 0, 0, 0), num_classes=3)
+    assert distribution.device_bytes(backbone.variables) == (4 * backbone.count_params(),) * 2
+
+
 def _axes(variable):
     import re
 

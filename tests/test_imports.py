@@ -70,7 +70,7 @@ def test_mathematics_sees_no_network():
     networks = {"backbone", "layers", "trainer", "tasks", "conditioning", "autoencoders", "runs", "checkpoint"}
     names = ("metrics", "statistics", "neighbors", "inception/graph", "inception/graph_ops")
     evaluation = [f"evaluation/{name}.py" for name in names]
-    for file in ("diffusion.py", "samplers.py", "guidance.py", "randomness.py", *evaluation):
+    for file in ("diffusion.py", "objectives.py", "samplers.py", "guidance.py", "randomness.py", *evaluation):
         assert not ours(file) & networks, (file, ours(file))
 
 
