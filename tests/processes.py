@@ -17,9 +17,9 @@ from pathlib import Path
 SOCKETS = "FCDM_WARM_PROCESSES"  # the variable that names the folder of the warm processes' sockets
 # Variables that are read when they are needed. Any other one that differs may have been read at an import.
 READ_LATE = {
-    SOCKETS, "KERAS_BACKEND", "XLA_FLAGS", "LOGICAL_DEVICES", "KILL_AT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR",
-    "MASTER_PORT", "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "TF_CONFIG", "PYTEST_CURRENT_TEST",
-    "PYTEST_VERSION", "SUITE_RECORD",
+    SOCKETS, "SUITE_RECORD", "PYTEST_CURRENT_TEST", "PYTEST_VERSION", "KERAS_BACKEND", "XLA_FLAGS", "LOGICAL_DEVICES",
+    "KILL_AT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TF_CONFIG", "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES", "JAX_PROCESS_ID",
 }  # fmt: skip
 _used, _peak = 0.0, 0
 
@@ -183,7 +183,7 @@ def _connect(streams, text):
             ends = os.pipe()
             theirs, mine = ends if number == 0 else ends[::-1]
             mode = "w" if number == 0 else "r"
-            own = open(mine, mode if text else mode + "b")
+            own = os.fdopen(mine, mode if text else mode + "b")
         elif stream == subprocess.STDOUT:
             theirs = given[1]
         elif stream == subprocess.DEVNULL:

@@ -153,9 +153,8 @@ def report(units, tests, seconds):
         cpu = sum(test[3] for test in every)
         wall = sum(unit.seconds for unit in own)
         peak = max((test[4] for test in every), default=0) / 2**20
-        print(
-            f"\n{backend}: {good} passed, {bad} failed; {cpu:.0f} s of CPU, {wall:.0f} s of units, {peak:.1f} GiB at most"
-        )
+        cost = f"{cpu:.0f} s of CPU, {wall:.0f} s of units, {peak:.1f} GiB at most"
+        print(f"\n{backend}: {good} passed, {bad} failed; {cost}")
         for name, _, took, used, _ in sorted(every, key=lambda test: -test[3])[:SLOWEST]:
             print(f"  {used:6.1f} s of CPU, {took:6.1f} s  {name}")
     broken = [unit for unit in units if unit.failure]
