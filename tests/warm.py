@@ -3,7 +3,7 @@
     KERAS_BACKEND=torch python tests/warm.py ADDRESS      # `suite.py` starts it; `processes.py` asks it
 
 It has initialised nothing: no JAX backend, no TensorFlow context, no thread. So a child reads XLA_FLAGS, TF_CONFIG,
-RANK and the like as a fresh interpreter does, and ends as one: with its exit code, its message on stderr or by a signal.
+RANK and the like as a fresh interpreter does, and ends as one: with its exit code, its message or by a signal.
 """
 
 import atexit
