@@ -1,34 +1,40 @@
 """Shared by all tests. The suite runs once per backend: `KERAS_BACKEND=jax|torch|tensorflow python -m pytest`."""
 
+import json
 import lzma
+import os
 import pathlib
+import time
 
 import keras
 import numpy as np
+import processes
 import pytest
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 VAE = GOLDEN / "vae"
 
 
-# Files that take longest, in this order: they start first, so that the workers finish together.
-LONGEST = (
-    "distribution",
-    "trainer",
-    "resume",
-    "train_vae",
-    "golden",
-    "training_data",
-    "autoencoders",
-    "tasks",
-    "sample",
-    "imports",
-)
+_outcomes = {}
 
 
-def pytest_collection_modifyitems(items):
-    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """For `suite.py`: a line of JSON for each test, (name, outcome, seconds, CPU seconds, peak KiB)."""
+    began, used = time.monotonic(), processes.cpu_seconds()
+    result = yield
+    if "SUITE_RECORD" in os.environ:
+        costs = (time.monotonic() - began, processes.cpu_seconds() - used, processes.peak_kib())
+        with open(os.environ["SUITE_RECORD"], "a") as file:
+            file.write(json.dumps([item.nodeid, _outcomes.get(item.nodeid, "failed"), *costs]) + "\n")
+    return result
+
+
+def pytest_runtest_logreport(report):
+    if report.failed:
+        _outcomes[report.nodeid] = "failed"
+    elif report.when == "call" or report.skipped:
+        _outcomes.setdefault(report.nodeid, report.outcome)
 
 
 @pytest.fixture(autouse=True)

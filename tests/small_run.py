@@ -28,6 +28,8 @@ def main(module, *flags):
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
     if "KILL_AT" in os.environ and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         kill_at(*map(int, os.environ["KILL_AT"].split(":")))
+    if module == "train_coco.py":
+        import text_helpers  # noqa: F401  (its text encoders start quickly)
     sys.argv = [module, *flags]
     if module.endswith(".py"):
         runpy.run_path(str(ROOT / module), run_name="__main__")

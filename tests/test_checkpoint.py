@@ -6,13 +6,13 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import keras
 import numpy as np
+import processes
 import pytest
 from helpers import tiny_backbone, to_numpy
 
@@ -361,7 +361,7 @@ CheckpointManager(sys.argv[1]).save(new_trainer(step=42, seed=7))
 def test_a_checkpoint_of_another_backend_loads(tmp_path, other):
     writer = BACKENDS[(BACKENDS.index(keras.backend.backend()) + 1) % 3]
     environment = {**os.environ, "KERAS_BACKEND": writer}
-    subprocess.run([sys.executable, "-c", WRITE, tmp_path], cwd=ROOT, env=environment, check=True, timeout=300)
+    processes.run([sys.executable, "-c", WRITE, tmp_path], cwd=ROOT, env=environment, check=True, timeout=300)
     assert json.loads((tmp_path / "step-000000042" / MANIFEST).read_text())["backend"] == writer
     assert CheckpointManager(tmp_path).restore(other) == 42
     assert_equal(other, new_trainer(step=42, seed=7))

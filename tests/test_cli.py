@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from helpers import tiny_backbone
 from PIL import Image
@@ -22,7 +22,7 @@ HEAVY = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
 
 
 def command(*arguments):
-    return subprocess.run(
+    return processes.run(
         [sys.executable, *map(str, arguments)], cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300
     )
 

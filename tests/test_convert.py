@@ -3,12 +3,12 @@
 import argparse
 import os
 import re
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from keras import ops
@@ -191,7 +191,7 @@ def test_wrong_arguments_are_refused(tmp_path):
 
 def run(*arguments):
     command = [sys.executable, "-m", "fcdm_keras.convert", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return processes.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def test_command_writes_a_preset(tmp_path, model_state):

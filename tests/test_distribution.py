@@ -16,6 +16,7 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
+import processes
 import pytest
 from conftest import VAE
 from PIL import Image
@@ -59,7 +60,7 @@ def start(program, *flags, launcher=(sys.executable,), backend=BACKEND, cwd=ROOT
     flags_of_xla = " ".join(filter(None, (os.environ.get("XLA_FLAGS"), environment.get("XLA_FLAGS"))))
     environment = {**os.environ, **environment, "KERAS_BACKEND": backend, "XLA_FLAGS": flags_of_xla}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
+    return processes.start(command, cwd=cwd, env=environment, **pipes)
 
 
 def finished(process, seconds=500):
@@ -390,5 +391,5 @@ def test_a_stall_is_reported_and_a_beat_is_not(capsys):
 def test_a_deadline_ends_the_process():
     program = "import time\nfrom fcdm_keras.distribution import supervision\n"
     program += "with supervision.deadline(0.2, 'late'): time.sleep(60)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = processes.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL and done.stderr.endswith("error: late\n")

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from conftest import GOLDEN
 from helpers import to_numpy
@@ -120,7 +121,7 @@ def test_a_killed_encoding_goes_on_to_the_same_store(store, photos, tmp_path, ca
     """The command, killed (-9) as soon as a shard is finished; then run again. Finished shards are not touched."""
     command = [sys.executable, "-m", "fcdm_keras.encode", f"--source={photos}", f"--vae={VAE}", f"--image-size={SIZE}"]
     command += ["--shard-size=4", "--batch-size=3", f"--output={tmp_path / 'latents'}"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = processes.start(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     first = tmp_path / "latents" / "shard-00000.json"
     while not first.exists():
         assert process.poll() is None, process.stdout.read()

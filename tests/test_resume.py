@@ -16,6 +16,7 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
+import processes
 import pytest
 from helpers import to_numpy
 
@@ -55,7 +56,7 @@ def process_of(call, backend=None):
 test_resume.recipes.MODEL_SIZES["XS"] = test_resume.SMALL; test_resume.{call}"""
     environment = {**os.environ, "KERAS_BACKEND": backend or keras.backend.backend()}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment, **pipes)
+    return processes.start([sys.executable, "-c", program], cwd=ROOT, env=environment, **pipes)
 
 
 def train_until_killed(results, step):

@@ -11,6 +11,7 @@ import time
 import zipfile
 
 import numpy as np
+import processes
 import pytest
 from helpers import tiny_backbone
 from test_cli import ROOT
@@ -111,7 +112,7 @@ sample.main(sys.argv[1:])
 def test_a_killed_process_goes_on_to_the_same_file(preset, tmp_path):
     flags = ("--num-samples", "40", "--num-sampling-steps", "2", "--batch-size", "1", "--npz", "--no-png")
     command = [sys.executable, "-c", SLOWED, str(preset), *flags, "--output", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ, stderr=subprocess.DEVNULL)
+    process = processes.start(command, cwd=ROOT, env=os.environ, stderr=subprocess.DEVNULL)
     parts = tmp_path / "killed" / "samples.npz.parts"
     while process.poll() is None and not len(list(parts.glob("0*.npy"))) > 3:
         time.sleep(0.01)

@@ -8,13 +8,13 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import keras
 import numpy as np
+import processes
 import pytest
 from helpers import tiny_backbone, to_numpy
 from PIL import Image
@@ -229,7 +229,7 @@ def run(patched, tiny_clip, tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
     program = [sys.executable, str(Path(__file__).with_name("small_run.py")), "train_coco.py"]
     environment = {**os.environ, "KILL_AT": "0:3"}
-    killed = subprocess.run([*program, *flags(results, tiny_clip)], env=environment, capture_output=True, text=True)
+    killed = processes.run([*program, *flags(results, tiny_clip)], env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     folder = results / "shapes"
     assert (folder / "checkpoints").exists() and not (folder / "preset").exists()

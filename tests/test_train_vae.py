@@ -11,6 +11,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import processes
 import pytest
 from helpers import SMALL_AUTOENCODER, to_numpy
 from PIL import Image
@@ -291,7 +292,7 @@ def test_a_run_writes_an_autoencoder_that_others_read(finished):
 
 def test_a_killed_and_resumed_run_ends_as_one_that_was_not(finished, tmp_path):
     command = [sys.executable, "-m", "fcdm_keras.train_vae", *FLAGS, "--steps=500", "--output", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = processes.start(command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while not (tmp_path / "checkpoints" / "step-000000002").exists():
         assert process.poll() is None, process.stdout.read().decode()
         time.sleep(0.01)

@@ -1,7 +1,13 @@
 """A very small text tower for tests, and one process of it for all of them."""
 
 import json
+import os
+import subprocess
+import types
 
+import processes
+
+from t2i import text_encoder
 from t2i.text_encoder import OpenCLIPTextEncoder
 
 CONFIG = {
@@ -17,6 +23,13 @@ def write_config(folder, name="tiny_clip"):
     path.write_text(json.dumps(CONFIG))
     return str(path)
 
+
+def _start_worker(command, **options):
+    return processes.start(command, env={**os.environ, "KERAS_BACKEND": "torch"}, **options)
+
+
+# The warm process of PyTorch, where there is one, has imported open_clip already.
+text_encoder.subprocess = types.SimpleNamespace(PIPE=subprocess.PIPE, Popen=_start_worker)
 
 _started = {}
 
