@@ -25,7 +25,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fcdm_keras.costs import count
+from fcdm_keras.network.costs import count
 from fcdm_keras.recipes import MODEL_SIZES
 from fcdm_keras.reporting.paper import IMAGENET_256
 
@@ -105,8 +105,9 @@ def time_steps(options, steps=5):
     import keras
     import numpy as np
 
-    from fcdm_keras import DiffusionTrainer, FCDMBackbone, backend, callbacks, distribution
+    from fcdm_keras import DiffusionTrainer, FCDMBackbone, backend, distribution
     from fcdm_keras.data.batches import ArraySource, training_batches
+    from fcdm_keras.training import callbacks
 
     keras.utils.set_random_seed(0)
     size, side = MODEL_SIZES[options.size], options.image_size // 8

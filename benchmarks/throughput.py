@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 
-from fcdm_keras.costs import count
+from fcdm_keras.network.costs import count
 from fcdm_keras.recipes import MODEL_SIZES
 
 WORKLOADS = ("forward", "sampling", "training")
@@ -69,9 +69,9 @@ def our_workloads(options):
     import numpy as np
     from keras import ops
 
-    from fcdm_keras import backend, samplers
-    from fcdm_keras.diffusion import GaussianDiffusion
-    from fcdm_keras.trainer import DiffusionTrainer
+    from fcdm_keras import backend
+    from fcdm_keras.diffusion.gaussian import GaussianDiffusion, samplers
+    from fcdm_keras.training.trainer import DiffusionTrainer
 
     backbone = our_backbone(options)
     batch, side = options.batch_size, options.image_size // 8
@@ -102,7 +102,7 @@ def our_workloads(options):
 
 
 def our_backbone(options):
-    from fcdm_keras.backbone import FCDMBackbone
+    from fcdm_keras.network.fcdm import FCDMBackbone
 
     size = MODEL_SIZES[options.size]
     backbone = FCDMBackbone(size.hidden_channels, size.depths, dtype=options.dtype)

@@ -5,19 +5,21 @@ Names are imported on first use, so that `import fcdm_keras` and every `--help` 
 
 import importlib
 
+from fcdm_keras import moved
+
 __version__ = "0.1.0"
 
 _HOMES = {
-    "FCDMBackbone": "backbone",
-    "ClassConditioning": "conditioning",
+    "FCDMBackbone": "network.fcdm",
+    "ClassConditioning": "network.conditioning",
     "GaussianDiffusion": "diffusion",
-    "DiffusionTrainer": "trainer",
-    "ClassToImage": "tasks",
+    "DiffusionTrainer": "training.trainer",
+    "ClassToImage": "sampling.tasks",
     "Identity": "autoencoders",
     "KLAutoencoder": "autoencoders",
-    "AdamW": "optimizers",
-    "load_torch_checkpoint": "convert",
-    "save_torch_state_dict": "convert",
+    "AdamW": "training.optimizer",
+    "load_torch_checkpoint": "network.reference",
+    "save_torch_state_dict": "network.reference",
     "MODEL_SIZES": "recipes",
     "RECIPES": "recipes",
 }
@@ -37,3 +39,52 @@ def __getattr__(name):
 
 def __dir__():
     return sorted(__all__)
+
+
+_HOMES_BEFORE = {
+    "analysis": ("reporting.analysis",),
+    "autoencoders.compiled": ("autoencoders.base",),
+    "autoencoders.identity": ("autoencoders.base",),
+    "autoencoders.space_to_depth": ("autoencoders.base",),
+    "autoencoders.trainer": ("training.autoencoder",),
+    "backbone": ("network.fcdm",),
+    "callbacks": ("training.callbacks",),
+    "checkpoint": ("training.checkpoint",),
+    "conditioning": ("network.conditioning",),
+    "data.digits": ("data.embedded",),
+    "data.encoding": ("data.latent_writer",),
+    "data.photos": ("data.embedded",),
+    "data.training_data": ("runs.data", "data.batches"),
+    "distribution.agreement": ("distribution.supervision",),
+    "distribution.watch": ("distribution.supervision",),
+    "drawing": ("sampling.request", "sampling.flags"),
+    "ema": ("training.ema",),
+    "engine": ("backend",),
+    "evaluation.graph": ("evaluation.inception.graph",),
+    "evaluation.graph_ops": ("evaluation.inception.graph_ops",),
+    "evaluation.graph_values": ("evaluation.inception.graph_values",),
+    "evaluation.sources": ("evaluation.image_sets",),
+    "fitting": ("runs.fit", "runs.data"),
+    "guidance": ("diffusion.guidance",),
+    "hub": ("backend.hub",),
+    "images": ("sampling.writers",),
+    "initializers": ("network.initializers",),
+    "launch": ("distribution.launch", "options"),
+    "layers": ("network.layers",),
+    "memory": ("network.costs",),
+    "npz": ("data.npz",),
+    "optimizers": ("training.optimizer",),
+    "paper": ("reporting.paper",),
+    "plots": ("training.plots",),
+    "presets": ("recipes", "options"),
+    "pulse": ("training.pulse",),
+    "randomness": ("diffusion.randomness",),
+    "report_page": ("reporting.page",),
+    "run_folder": ("runs.folder",),
+    "samplers": ("diffusion.samplers",),
+    "step_trainer": ("training.step",),
+    "tasks": ("sampling.tasks",),
+    "trainer": ("training.trainer",),
+    "vae_config": ("recipes", "options"),
+}
+moved.keep({f"fcdm_keras.{old}": tuple(f"fcdm_keras.{home}" for home in now) for old, now in _HOMES_BEFORE.items()})

@@ -6,8 +6,8 @@ A reference checkpoint is a dict with the state dicts `model` and `ema`, the opt
 Files are read with PyTorch's restricted unpickler: nothing stored in them is executed.
 """
 
+from fcdm_keras.network.reference import load_torch_checkpoint, read_torch_file, save_torch_state_dict
 from fcdm_keras.options import command_parser, reported
-from fcdm_keras.reference_checkpoints import load_torch_checkpoint, read_torch_file, save_torch_state_dict
 
 __all__ = ["load_torch_checkpoint", "read_torch_file", "save_torch_state_dict"]
 

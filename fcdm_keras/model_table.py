@@ -2,12 +2,12 @@
 
     python -m fcdm_keras.model_table
 
-GMACs are what the paper calls FLOPs (G), see `fcdm_keras.costs`. Standard library only.
+GMACs are what the paper calls FLOPs (G), see `fcdm_keras.network.costs`. Standard library only.
 """
 
 import argparse
 
-from fcdm_keras.costs import count
+from fcdm_keras.network.costs import count
 from fcdm_keras.recipes import MODEL_SIZES
 
 

@@ -27,7 +27,7 @@ MODEL_SIZES = {
     "XL": ModelSize(512, (3, 6, 12, 6, 3), 698_754_056, 64.6, 257.7),
 }
 # fmt: on
-SAMPLERS = ("ddpm", "ddim")  # the names in `fcdm_keras.samplers.SAMPLERS`
+SAMPLERS = ("ddpm", "ddim")  # the names in `fcdm_keras.diffusion.samplers.SAMPLERS`
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SEED_CHECKS = (at_least(0), below(2**64, "2**64"))
 

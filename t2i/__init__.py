@@ -5,6 +5,8 @@ Names are imported on first use, so that `import t2i` and every `--help` are qui
 
 import importlib
 
+from fcdm_keras import moved
+
 _HOMES = {
     "OpenCLIPTextEncoder": "text_encoder",
     "TextConditioning": "conditioning",
@@ -27,3 +29,6 @@ def __getattr__(name):
 
 def __dir__():
     return sorted(__all__)
+
+
+moved.keep({"t2i.presets": ("t2i.recipes",), "t2i.runs": ("t2i.load", "t2i.data")})

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from fcdm_keras.initializers import XavierUniform
+from fcdm_keras.network.initializers import XavierUniform
 
 SOFTNESS = 0.3  # of the whitening, in standard deviations of a feature
 
@@ -13,8 +13,8 @@ SOFTNESS = 0.3  # of the whitening, in standard deviations of a feature
 class TextConditioning(layers.Layer):
     """One MLP per width (Linear, SiLU, Linear) on standardised text embeddings.
 
-    A conditioning module as described in `fcdm_keras.conditioning`. `call` takes text embeddings `(B, embedding_dim)`
-    and standardises them, for CLIP's pooled features share a mean much larger than their differences, and few
+    A conditioning module as described in `fcdm_keras.network.conditioning`. `call` takes text embeddings
+    `(B, embedding_dim)` and standardises them, for CLIP's pooled features share a mean much larger than their differences, and few
     directions, such as a prompt's length, take most of the variance: the mean is subtracted, each feature divided by
     its standard deviation, and each principal direction, of standard deviation s, by s + 0.3. The statistics and the
     embedding of the empty prompt, which means "no prompt", are weights that are not trained; `adapt` sets them.

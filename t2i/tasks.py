@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from fcdm_keras.runs.load import find_model
-from fcdm_keras.tasks import ImageTask
+from fcdm_keras.sampling.tasks import ImageTask
 from t2i.load import unfinished_parts
 from t2i.text_encoder import OpenCLIPTextEncoder, check_prompts, check_same_encoder
 

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from fcdm_keras.autoencoders import KLAutoencoder
-from fcdm_keras.backbone import FCDMBackbone
+from fcdm_keras.network.fcdm import FCDMBackbone
 
 SMALL_AUTOENCODER = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
 

@@ -38,7 +38,8 @@ def main(module, *flags):
 
 
 def kill_at(process, step):
-    from fcdm_keras import callbacks, distribution
+    from fcdm_keras import distribution
+    from fcdm_keras.training import callbacks
 
     class Deadly(callbacks.StopOnNonFinite):
         def on_step(self, logs):

@@ -7,7 +7,7 @@ from helpers import SMALL_AUTOENCODER, nhwc, small_autoencoder, tiny_backbone, t
 
 from fcdm_keras.autoencoders import Identity, KLAutoencoder, SpaceToDepth, sample_posterior, to_uint8
 from fcdm_keras.autoencoders.diffusers import parameters
-from fcdm_keras.tasks import ClassToImage
+from fcdm_keras.sampling.tasks import ClassToImage
 
 
 @pytest.fixture(scope="module")

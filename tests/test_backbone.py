@@ -4,12 +4,12 @@ import pytest
 from helpers import gradient_of, inputs, relative_error, tiny_backbone, to_numpy
 from keras import ops
 
-from fcdm_keras.backbone import FCDMBackbone
 from fcdm_keras.backend.hub import keras_hub
-from fcdm_keras.conditioning import ClassConditioning
-from fcdm_keras.costs import count
-from fcdm_keras.layers import GRN, FCDMBlock, TimestepEmbedding, pixel_shuffle, pixel_unshuffle
 from fcdm_keras.model_table import rows
+from fcdm_keras.network.conditioning import ClassConditioning
+from fcdm_keras.network.costs import count
+from fcdm_keras.network.fcdm import FCDMBackbone
+from fcdm_keras.network.layers import GRN, FCDMBlock, TimestepEmbedding, pixel_shuffle, pixel_unshuffle
 from fcdm_keras.recipes import MODEL_SIZES, ModelSize
 
 

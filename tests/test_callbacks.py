@@ -10,11 +10,12 @@ from helpers import tiny_backbone, to_numpy
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fcdm_keras import callbacks, images
-from fcdm_keras.checkpoint import WEIGHTS, CheckpointManager
-from fcdm_keras.reporting.plots import plot_losses
-from fcdm_keras.tasks import ClassToImage
-from fcdm_keras.trainer import DiffusionTrainer
+from fcdm_keras import images
+from fcdm_keras.sampling.tasks import ClassToImage
+from fcdm_keras.training import callbacks
+from fcdm_keras.training.checkpoint import WEIGHTS, CheckpointManager
+from fcdm_keras.training.plots import plot_losses
+from fcdm_keras.training.trainer import DiffusionTrainer
 
 BATCH = 4
 

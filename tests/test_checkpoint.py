@@ -16,9 +16,9 @@ import processes
 import pytest
 from helpers import tiny_backbone, to_numpy
 
-from fcdm_keras.checkpoint import MANIFEST, WEIGHTS, CheckpointManager
 from fcdm_keras.files import write_atomically
-from fcdm_keras.trainer import DiffusionTrainer
+from fcdm_keras.training.checkpoint import MANIFEST, WEIGHTS, CheckpointManager
+from fcdm_keras.training.trainer import DiffusionTrainer
 
 BACKENDS = ("jax", "torch", "tensorflow")
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from PIL import Image
 from fcdm_keras import options, sample
 from fcdm_keras.recipes import RECIPES, TrainConfig
 from fcdm_keras.runs.folder import open_run
-from fcdm_keras.tasks import ClassToImage
+from fcdm_keras.sampling.tasks import ClassToImage
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"keras", "keras_hub", "jax", "torch", "tensorflow"}

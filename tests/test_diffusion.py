@@ -6,7 +6,7 @@ import scipy.stats
 from helpers import gradient_of, to_numpy
 from keras import ops
 
-from fcdm_keras.diffusion import (
+from fcdm_keras.diffusion.gaussian import (
     GaussianDiffusion,
     discretized_gaussian_log_likelihood,
     normal_kl,

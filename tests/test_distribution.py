@@ -29,7 +29,7 @@ from fcdm_keras import FCDMBackbone, distribution, encode, recipes, sample
 from fcdm_keras.backend import job as present
 from fcdm_keras.data.latent_store import LatentStore
 from fcdm_keras.distribution import exchange, layout, supervision
-from fcdm_keras.pulse import Pulse
+from fcdm_keras.training.pulse import Pulse
 
 ROOT = Path(__file__).parents[1]
 BACKEND = keras.backend.backend()

@@ -5,11 +5,10 @@ import pytest
 from helpers import nhwc, relative_error, to_numpy
 from keras import ops
 
-from fcdm_keras import guidance, samplers
-from fcdm_keras.diffusion import GaussianDiffusion
-from fcdm_keras.optimizers import AdamW
-from fcdm_keras.reference_checkpoints import _parameters, load_torch_checkpoint
-from fcdm_keras.trainer import DiffusionTrainer
+from fcdm_keras.diffusion.gaussian import GaussianDiffusion, guidance, samplers
+from fcdm_keras.network.reference import _parameters, load_torch_checkpoint
+from fcdm_keras.training.optimizer import AdamW
+from fcdm_keras.training.trainer import DiffusionTrainer
 
 
 @pytest.fixture(scope="module")

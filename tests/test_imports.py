@@ -147,7 +147,7 @@ else:
 
 import numpy as np
 import fcdm_keras
-from fcdm_keras.callbacks import FIELDS, TensorBoardWriter
+from fcdm_keras.training.callbacks import FIELDS, TensorBoardWriter
 
 objects = [getattr(fcdm_keras, name) for name in fcdm_keras.__all__]
 backbone = fcdm_keras.FCDMBackbone(8, (0, 0, 0, 0, 0), num_classes=10, in_channels=2)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from helpers import tiny_backbone, to_numpy
 
-from fcdm_keras import callbacks
 from fcdm_keras.autoencoders import PatchAutoencoder
-from fcdm_keras.autoencoders.trainer import AutoencoderTrainer
 from fcdm_keras.data.embedded import load_photos
-from fcdm_keras.optimizers import AdamW
-from fcdm_keras.tasks import ClassToImage
+from fcdm_keras.sampling.tasks import ClassToImage
+from fcdm_keras.training import callbacks
+from fcdm_keras.training.autoencoder import AutoencoderTrainer
+from fcdm_keras.training.optimizer import AdamW
 from t2i.recipes import RECIPES
 from t2i.shapes import autoencoder as shapes
 from t2i.shapes import draw_all, random_scene

@@ -12,13 +12,13 @@ from helpers import to_numpy
 from keras import ops
 
 from fcdm_keras.backend import hub
-from fcdm_keras.optimizers import AdamW
+from fcdm_keras.training.optimizer import AdamW
 
 BACKEND = keras.backend.backend()
 
 
 def test_the_class_of_an_optimizer_is_known_without_making_one():
-    """`fcdm_keras.optimizers`: `__new__` picks PyTorch's fused subclass."""
+    """`fcdm_keras.training.optimizer`: `__new__` picks PyTorch's fused subclass."""
     assert AdamW.__mro__[1] is type(keras.optimizers.AdamW())
     assert BACKEND != "torch" or AdamW.__mro__[1] is not keras.optimizers.AdamW
 

@@ -4,7 +4,7 @@ import scipy.stats
 from helpers import to_numpy
 from keras import ops
 
-from fcdm_keras import randomness
+from fcdm_keras.diffusion import randomness
 
 # Known answers published with Random123 (kat_vectors, "threefry2x32 20").
 KNOWN_ANSWERS = [

@@ -14,16 +14,17 @@ import pytest
 from helpers import tiny_backbone, to_numpy
 from PIL import Image
 
-from fcdm_keras import analyze, callbacks, report
-from fcdm_keras.costs import count
+from fcdm_keras import analyze, report
 from fcdm_keras.evaluation.callback import Evaluate
+from fcdm_keras.network.costs import count
 from fcdm_keras.options import to_json
 from fcdm_keras.recipes import MODEL_SIZES, RECIPES
 from fcdm_keras.reporting import analysis
 from fcdm_keras.reporting.paper import IMAGENET_256, IMAGENET_512
 from fcdm_keras.reporting.tables import model_size, read_run
-from fcdm_keras.tasks import ClassToImage
-from fcdm_keras.trainer import DiffusionTrainer
+from fcdm_keras.sampling.tasks import ClassToImage
+from fcdm_keras.training import callbacks
+from fcdm_keras.training.trainer import DiffusionTrainer
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from helpers import tiny_backbone, to_numpy
 
-from fcdm_keras import callbacks, recipes, sample
-from fcdm_keras.checkpoint import CheckpointManager
+from fcdm_keras import recipes, sample
 from fcdm_keras.runs import build, load
 from fcdm_keras.runs.fit import fit_run
 from fcdm_keras.runs.folder import open_run
 from fcdm_keras.sampling import flags
-from fcdm_keras.tasks import ClassToImage
+from fcdm_keras.sampling.tasks import ClassToImage
+from fcdm_keras.training import callbacks
+from fcdm_keras.training.checkpoint import CheckpointManager
 
 STEPS = 3
 

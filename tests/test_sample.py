@@ -16,11 +16,12 @@ import pytest
 from helpers import tiny_backbone
 from test_cli import ROOT
 
-from fcdm_keras import npz, sample
-from fcdm_keras.npz import NpzArray, NpzWriter, load_small
+from fcdm_keras import sample
+from fcdm_keras.data import npz
+from fcdm_keras.data.npz import NpzArray, NpzWriter, load_small
 from fcdm_keras.runs import sample as work
 from fcdm_keras.sampling.request import draw_labels
-from fcdm_keras.tasks import ClassToImage
+from fcdm_keras.sampling.tasks import ClassToImage
 
 FLAGS = ("--num-samples", "11", "--num-sampling-steps", "2", "--batch-size", "2", "--npz", "--labels", "random")
 

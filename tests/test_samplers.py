@@ -5,8 +5,7 @@ import pytest
 from helpers import to_numpy
 from keras import ops
 
-from fcdm_keras import guidance, samplers
-from fcdm_keras.diffusion import GaussianDiffusion, gather
+from fcdm_keras.diffusion.gaussian import GaussianDiffusion, gather, guidance, samplers
 
 MEAN, STD = 1.5, 0.4
 

@@ -16,7 +16,7 @@ from fcdm_keras.evaluation.features import Inception, Pixels
 from fcdm_keras.evaluation.metrics import frechet_distance, mean_and_covariance
 from fcdm_keras.sampling.flags import add_request_flags
 from fcdm_keras.sampling.request import Request
-from fcdm_keras.tasks import ClassToImage
+from fcdm_keras.sampling.tasks import ClassToImage
 
 FILES = ("sample_batch", "ref_batch", "ref_batch_stats")
 

@@ -4,8 +4,8 @@ import pytest
 from helpers import tiny_backbone
 
 from fcdm_keras.autoencoders import Identity, to_uint8
-from fcdm_keras.tasks import ClassToImage
-from fcdm_keras.trainer import DiffusionTrainer
+from fcdm_keras.sampling.tasks import ClassToImage
+from fcdm_keras.training.trainer import DiffusionTrainer
 
 OPTIONS = {"num_steps": 4, "seed": 3, "sampler": "ddpm", "guidance_scale": 2.0}
 

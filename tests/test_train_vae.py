@@ -18,10 +18,10 @@ from PIL import Image
 
 from fcdm_keras import train_vae
 from fcdm_keras.autoencoders import KLAutoencoder, sample_posterior
-from fcdm_keras.autoencoders.trainer import AutoencoderTrainer
 from fcdm_keras.data import crops, embedded
 from fcdm_keras.evaluation.reconstruction import latent_moments, psnr
 from fcdm_keras.runs import autoencoder
+from fcdm_keras.training.autoencoder import AutoencoderTrainer
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--image-size=16", "--block-out-channels=8", "--norm-num-groups=4", "--batch-size=4", "--log-every=2"]

@@ -9,8 +9,8 @@ import pytest
 from helpers import tiny_backbone, to_numpy
 from keras import ops
 
-from fcdm_keras.optimizers import AdamW
-from fcdm_keras.trainer import DiffusionTrainer
+from fcdm_keras.training.optimizer import AdamW
+from fcdm_keras.training.trainer import DiffusionTrainer
 
 
 def data(count=8, seed=0):

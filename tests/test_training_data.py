@@ -13,13 +13,14 @@ import pytest
 from conftest import GOLDEN
 from helpers import tiny_backbone, to_numpy
 
-from fcdm_keras import costs, evaluate
+from fcdm_keras import evaluate
 from fcdm_keras.autoencoders import KLAutoencoder
 from fcdm_keras.convert import save_torch_state_dict
 from fcdm_keras.data.batches import ImageSource
 from fcdm_keras.data.embedded import PhotoSource
 from fcdm_keras.data.latent_writer import StoreEncoder
 from fcdm_keras.data.transforms import center_crop
+from fcdm_keras.network import costs
 from fcdm_keras.recipes import MODEL_SIZES, RECIPES, ModelSize, TrainConfig
 from fcdm_keras.runs import build, load
 from fcdm_keras.runs.datasets import dataset_of

@@ -11,7 +11,7 @@ from keras import ops
 from fcdm_keras.autoencoders import diffusers
 from fcdm_keras.autoencoders.base import Autoencoder
 from fcdm_keras.autoencoders.kl_layers import Decoder, Encoder
-from fcdm_keras.layers import linear
+from fcdm_keras.network.layers import linear
 
 LOGVAR_RANGE = (-30.0, 20.0)
 

@@ -12,8 +12,8 @@ import math
 
 from keras import layers, ops
 
-from fcdm_keras.initializers import XavierUniform
-from fcdm_keras.layers import conv, linear
+from fcdm_keras.network.initializers import XavierUniform
+from fcdm_keras.network.layers import conv, linear
 
 
 def group_norm(groups, **options):

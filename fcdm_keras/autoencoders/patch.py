@@ -6,7 +6,7 @@ from keras import layers, ops
 
 from fcdm_keras import kernels
 from fcdm_keras.autoencoders.base import Autoencoder, SpaceToDepth
-from fcdm_keras.layers import conv, linear
+from fcdm_keras.network.layers import conv, linear
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")

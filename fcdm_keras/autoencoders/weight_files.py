@@ -12,7 +12,7 @@ import huggingface_hub
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from fcdm_keras.reference_checkpoints import read_torch_file
+from fcdm_keras.network.reference import read_torch_file
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model"
 _SUFFIXES = (".safetensors", ".bin")

@@ -6,7 +6,7 @@ Each `on_<backend>.py` has the same names. They know the job (`fcdm_keras.backen
 Training and inference:
 
 - `TrainStep`: a mixin with `train_step` and `test_step` for `StepTrainer`, in the form that the backend's Keras trainer
-  calls. What a step computes is in `fcdm_keras.step_trainer`; here is only how gradients are taken.
+  calls. What a step computes is in `fcdm_keras.training.step`; here is only how gradients are taken.
 - `interpolate(averages, variables, weight)`: each average moves by `weight` towards its variable, in place.
 - `rows(count)`: within a step, the places of its `count` samples in the global batch, int32 `(count,)`.
 - `gathered(losses)`: within a step, per-sample losses of the global batch from those of the samples at hand.

@@ -1,8 +1,8 @@
 """Scores while training: a few images drawn from the EMA weights every N steps."""
 
 from fcdm_keras import distribution
-from fcdm_keras.callbacks import StepCallback
 from fcdm_keras.sampling.request import draw_together
+from fcdm_keras.training.callbacks import StepCallback
 
 
 class Evaluate(StepCallback):

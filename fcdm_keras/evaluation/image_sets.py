@@ -11,7 +11,7 @@ from PIL import Image
 
 from fcdm_keras.autoencoders import KLAutoencoder, to_uint8
 from fcdm_keras.data.latent_store import LatentStore
-from fcdm_keras.npz import NpzArray
+from fcdm_keras.data.npz import NpzArray
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from fcdm_keras.data.npz import NpzWriter, array_names, load_small
 from fcdm_keras.evaluation import metrics
 from fcdm_keras.evaluation.image_sets import ArrayImages, ImageFile, open_images
-from fcdm_keras.npz import NpzWriter, array_names, load_small
 
 # Metric → what an extractor must give for it. `pool` is kept per image for those in PER_IMAGE.
 METRICS = {

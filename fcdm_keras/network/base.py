@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from fcdm_keras.backend.hub import keras_hub
-from fcdm_keras.conditioning import ClassConditioning
+from fcdm_keras.network.conditioning import ClassConditioning
 
 
 class DiffusionBackbone(keras_hub.models.Backbone):
@@ -22,7 +22,8 @@ class DiffusionBackbone(keras_hub.models.Backbone):
         num_classes: classes of the default conditioning module.
         in_channels: channels of `x_t`.
         out_channels: output channels; `None` means `2 · in_channels` (noise and variance).
-        conditioning: a module as described in `fcdm_keras.conditioning`; `None` means `ClassConditioning(num_classes)`.
+        conditioning: a module as described in `fcdm_keras.network.conditioning`; default
+            `ClassConditioning(num_classes)`.
         dtype: dtype policy, e.g. `"mixed_bfloat16"`.
 
     Attributes:

@@ -13,14 +13,14 @@ import numpy as np
 from keras import ops
 from tqdm import tqdm
 
-from fcdm_keras import backend, randomness
+from fcdm_keras import backend
 from fcdm_keras.data.embedded import load_digits
-from fcdm_keras.diffusion import GaussianDiffusion
+from fcdm_keras.data.npz import NpzArray, array_names, load_small
+from fcdm_keras.diffusion.gaussian import GaussianDiffusion, randomness
 from fcdm_keras.files import replacing
-from fcdm_keras.layers import GRN
-from fcdm_keras.npz import NpzArray, array_names, load_small
-from fcdm_keras.reporting.plots import plot_curves
+from fcdm_keras.network.layers import GRN
 from fcdm_keras.runs.load import load_task
+from fcdm_keras.training.plots import plot_curves
 
 LABELS = {
     "spectrum": ("timestep", "spectral energy of the predicted noise"),

@@ -6,8 +6,8 @@ import html as escaping
 import io
 
 from fcdm_keras.files import write_atomically
-from fcdm_keras.reporting.plots import plot_losses, plot_runs, plot_scores
 from fcdm_keras.reporting.tables import HEADINGS, read_run, tables
+from fcdm_keras.training.plots import plot_losses, plot_runs, plot_scores
 
 MAX_GRIDS = 4
 

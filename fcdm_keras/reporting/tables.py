@@ -4,11 +4,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-from fcdm_keras.callbacks import read_csv
-from fcdm_keras.costs import COUNTS, count
+from fcdm_keras.network.costs import COUNTS, count
 from fcdm_keras.recipes import MODEL_SIZES, TrainConfig
 from fcdm_keras.reporting.paper import TABLES
 from fcdm_keras.runs.folder import stored_config
+from fcdm_keras.training.callbacks import read_csv
 
 SCORES = ("fid", "sfid", "inception_score", "precision", "recall")
 HEADINGS = (

@@ -7,19 +7,20 @@ import shutil
 import keras
 import numpy as np
 
-from fcdm_keras import backend, callbacks, distribution
+from fcdm_keras import backend, distribution
 from fcdm_keras.autoencoders import KLAutoencoder
-from fcdm_keras.autoencoders.trainer import AutoencoderTrainer
-from fcdm_keras.checkpoint import CheckpointManager
 from fcdm_keras.data.crops import RandomCrops, crop_batches, open_images
 from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.reconstruction import latent_moments, psnr, reconstruct
 from fcdm_keras.files import write_atomically
-from fcdm_keras.optimizers import AdamW
 from fcdm_keras.options import to_json
-from fcdm_keras.reporting.plots import plot_losses
 from fcdm_keras.runs.folder import CHECKPOINTS, LOG, LOSSES, SCORES
 from fcdm_keras.sampling.writers import grid
+from fcdm_keras.training import callbacks
+from fcdm_keras.training.autoencoder import AutoencoderTrainer
+from fcdm_keras.training.checkpoint import CheckpointManager
+from fcdm_keras.training.optimizer import AdamW
+from fcdm_keras.training.plots import plot_losses
 
 FIELDS = ("step", "loss", "reconstruction", "kl", "images_per_second")
 CURVES = {"reconstruction": "error of the values in [−1, 1]", "kl": "KL divergence, nats per value"}

@@ -8,10 +8,10 @@ from keras import ops
 from fcdm_keras import backend, distribution
 from fcdm_keras.autoencoders import Identity
 from fcdm_keras.network.backbones import BACKBONES
-from fcdm_keras.optimizers import AdamW
 from fcdm_keras.recipes import MODEL_SIZES
-from fcdm_keras.tasks import ClassToImage
-from fcdm_keras.trainer import DiffusionTrainer
+from fcdm_keras.sampling.tasks import ClassToImage
+from fcdm_keras.training.optimizer import AdamW
+from fcdm_keras.training.trainer import DiffusionTrainer
 
 
 def build_backbone(config, conditioning=None):

@@ -5,18 +5,19 @@ import shutil
 
 import keras
 
-from fcdm_keras import backend, callbacks, distribution
-from fcdm_keras.checkpoint import CheckpointManager
-from fcdm_keras.costs import describe_memory, gib
+from fcdm_keras import backend, distribution
 from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.callback import Evaluate
-from fcdm_keras.pulse import Pulse
+from fcdm_keras.network.costs import describe_memory, gib
 from fcdm_keras.recipes import MODEL_SIZES
-from fcdm_keras.reporting.plots import plot_losses
 from fcdm_keras.runs import build
 from fcdm_keras.runs import folder as run_folder
 from fcdm_keras.runs.data import sampling_options
 from fcdm_keras.runs.datasets import dataset_of
+from fcdm_keras.training import callbacks
+from fcdm_keras.training.checkpoint import CheckpointManager
+from fcdm_keras.training.plots import plot_losses
+from fcdm_keras.training.pulse import Pulse
 
 
 def fit_run(config, folder, dataset=None):

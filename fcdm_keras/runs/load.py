@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from fcdm_keras.checkpoint import CheckpointManager
 from fcdm_keras.network.base import DiffusionBackbone
-from fcdm_keras.reference_checkpoints import load_torch_checkpoint
+from fcdm_keras.network.reference import load_torch_checkpoint
 from fcdm_keras.runs import folder as run_folder
 from fcdm_keras.runs.build import build_backbone, build_task, build_trainer
 from fcdm_keras.runs.datasets import dataset_of
 from fcdm_keras.runs.folder import stored_config
-from fcdm_keras.tasks import ClassToImage
+from fcdm_keras.sampling.tasks import ClassToImage
+from fcdm_keras.training.checkpoint import CheckpointManager
 
 
 def load_backbone(source):

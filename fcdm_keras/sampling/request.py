@@ -6,8 +6,9 @@ import math
 import numpy as np
 from keras import ops
 
-from fcdm_keras import distribution, randomness
+from fcdm_keras import distribution
 from fcdm_keras.autoencoders import Identity
+from fcdm_keras.diffusion import randomness
 from fcdm_keras.sampling.flags import parse_classes
 from fcdm_keras.sampling.writers import grid
 

@@ -7,7 +7,7 @@ import socket
 import numpy as np
 from PIL import Image
 
-from fcdm_keras.npz import NpzArray, NpzWriter
+from fcdm_keras.data.npz import NpzArray, NpzWriter
 
 
 def to_pil(image):

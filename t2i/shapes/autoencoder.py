@@ -6,13 +6,14 @@ import shutil
 import keras
 import numpy as np
 
-from fcdm_keras import backend, callbacks, distribution
+from fcdm_keras import backend, distribution
 from fcdm_keras.autoencoders import PatchAutoencoder
-from fcdm_keras.autoencoders.trainer import AutoencoderTrainer
-from fcdm_keras.checkpoint import CheckpointManager
 from fcdm_keras.data.batches import training_batches
 from fcdm_keras.files import replacing
-from fcdm_keras.optimizers import AdamW
+from fcdm_keras.training import callbacks
+from fcdm_keras.training.autoencoder import AutoencoderTrainer
+from fcdm_keras.training.checkpoint import CheckpointManager
+from fcdm_keras.training.optimizer import AdamW
 from t2i.shapes.drawing import draw_all
 from t2i.shapes.scenes import random_scene
 

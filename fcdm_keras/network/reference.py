@@ -33,7 +33,7 @@ def load_torch_checkpoint(path, weights="ema", dtype=None):
     state = _state_dict(read_torch_file(path), weights, path)
     sizes = _sizes(state, path)
 
-    from fcdm_keras.backbone import FCDMBackbone  # slow to import: a bad file is refused without it
+    from fcdm_keras.network.fcdm import FCDMBackbone  # slow to import: a bad file is refused without it
 
     try:
         backbone = FCDMBackbone(**sizes, dtype=dtype)

@@ -3,9 +3,10 @@
 import keras
 from keras import ops
 
-from fcdm_keras import backend, distribution, randomness
-from fcdm_keras.ema import EMA
-from fcdm_keras.optimizers import AdamW
+from fcdm_keras import backend, distribution
+from fcdm_keras.diffusion import randomness
+from fcdm_keras.training.ema import EMA
+from fcdm_keras.training.optimizer import AdamW
 
 
 class StepTrainer(backend.TrainStep, keras.Model):

@@ -7,12 +7,13 @@ import numpy as np
 from keras import ops
 from tqdm import tqdm
 
-from fcdm_keras import backend, guidance, randomness
+from fcdm_keras import backend
 from fcdm_keras.autoencoders import Identity, to_uint8
 from fcdm_keras.backend.hub import keras_hub
+from fcdm_keras.diffusion import guidance, randomness
+from fcdm_keras.diffusion.objectives import OBJECTIVES
+from fcdm_keras.diffusion.samplers import SAMPLERS, taken
 from fcdm_keras.network.base import DiffusionBackbone
-from fcdm_keras.objectives import OBJECTIVES
-from fcdm_keras.samplers import SAMPLERS, taken
 
 
 class ImageTask(keras_hub.models.Task):
@@ -22,7 +23,7 @@ class ImageTask(keras_hub.models.Task):
         backbone: an `FCDMBackbone`.
         autoencoder: see `fcdm_keras.autoencoders`; default `Identity` (pixels).
         image_size: side of the images in pixels, or (height, width).
-        objective: what the backbone was trained on, a name in `fcdm_keras.objectives.OBJECTIVES`.
+        objective: what the backbone was trained on, a name in `fcdm_keras.diffusion.objectives.OBJECTIVES`.
 
     Raises:
         ValueError: if the autoencoder's latents or the kind of condition do not fit the backbone.
@@ -81,10 +82,10 @@ class ImageTask(keras_hub.models.Task):
             num_steps: sampling steps, 1 … 1000.
             guidance_scale: classifier-free guidance s ≥ 0; 1 is none and halves the cost.
             seed: integer in [0, 2⁶⁴); `None` draws one.
-            sampler: a name in `fcdm_keras.samplers.SAMPLERS`, `"ddpm"` or `"ddim"`.
+            sampler: a name in `fcdm_keras.diffusion.samplers.SAMPLERS`, `"ddpm"` or `"ddim"`.
             null_conditions: like `conditions`, what guidance leads away from; default the module's null.
             eta: η of DDIM; samplers without it leave it aside.
-            guidance_channels: `"all"` or `"first_three"`, see `fcdm_keras.guidance`.
+            guidance_channels: `"all"` or `"first_three"`, see `fcdm_keras.diffusion.guidance`.
             batch_size: images drawn at once.
             image_size: side in pixels, or (height, width), if not the task's own; the network is fully convolutional.
             first_index: index of the first image.

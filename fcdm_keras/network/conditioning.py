@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from fcdm_keras.initializers import Normal
+from fcdm_keras.network.initializers import Normal
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")

@@ -8,8 +8,7 @@ import inspect
 
 from keras import ops
 
-from fcdm_keras import randomness
-from fcdm_keras.diffusion import gather
+from fcdm_keras.diffusion.gaussian import gather, randomness
 
 
 def ddpm(predict, noise, diffusion, step_noise=None, *, clip_denoised=False, seed=(0, 0), indices=None):

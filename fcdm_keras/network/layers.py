@@ -11,7 +11,7 @@ import keras
 from keras import layers, ops
 
 from fcdm_keras import kernels
-from fcdm_keras.initializers import Normal, XavierUniform
+from fcdm_keras.network.initializers import Normal, XavierUniform
 
 
 def linear(units, **options):

@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 from fcdm_keras import distribution
-from fcdm_keras.callbacks import StepCallback
 from fcdm_keras.distribution.supervision import StallReport
+from fcdm_keras.training.callbacks import StepCallback
 
 INTERVAL = 5.0  # seconds between signs of life
 SILENT = 6 * INTERVAL  # without one for so long, a process is reported

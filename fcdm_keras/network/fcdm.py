@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from fcdm_keras.layers import Downsample, FCDMBlock, FinalLayer, TimestepEmbedding, Upsample, conv, linear
 from fcdm_keras.network.base import DiffusionBackbone
+from fcdm_keras.network.layers import Downsample, FCDMBlock, FinalLayer, TimestepEmbedding, Upsample, conv, linear
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
@@ -23,7 +23,8 @@ class FCDMBackbone(DiffusionBackbone):
         out_channels: output channels; `None` means `2 · in_channels` (noise and variance).
         expansion_ratio: r of the blocks.
         kernel_size: odd size of the depthwise kernels.
-        conditioning: a module as described in `fcdm_keras.conditioning`; `None` means `ClassConditioning(num_classes)`.
+        conditioning: a module as described in `fcdm_keras.network.conditioning`; default
+            `ClassConditioning(num_classes)`.
         dtype: dtype policy, e.g. `"mixed_bfloat16"`.
 
     Raises:

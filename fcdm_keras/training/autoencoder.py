@@ -3,9 +3,10 @@
 import keras
 from keras import ops
 
-from fcdm_keras import backend, randomness
+from fcdm_keras import backend
 from fcdm_keras.autoencoders.base import sample_posterior
-from fcdm_keras.step_trainer import StepTrainer
+from fcdm_keras.diffusion import randomness
+from fcdm_keras.training.step import StepTrainer
 
 LOSSES = ("l1", "l2")
 

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from fcdm_keras.callbacks import read_csv
+from fcdm_keras.training.callbacks import read_csv
 
 DIFFUSION = {"mse": "noise, mean squared error", "vb": "variational bound, bits/dim"}
 

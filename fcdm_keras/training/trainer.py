@@ -1,15 +1,16 @@
 """`DiffusionTrainer`: `compile` / `fit` / `evaluate` for a diffusion backbone and an objective.
 
 The noise, timesteps and label drops of a training step are drawn from (seed, step, row in the global batch), see
-`fcdm_keras.randomness`: there is no random state, and a run that stops and resumes repeats exactly.
+`fcdm_keras.diffusion.randomness`: there is no random state, and a run that stops and resumes repeats exactly.
 """
 
 import keras
 from keras import ops
 
-from fcdm_keras import backend, randomness
-from fcdm_keras.objectives import IDDPM
-from fcdm_keras.step_trainer import StepTrainer
+from fcdm_keras import backend
+from fcdm_keras.diffusion import randomness
+from fcdm_keras.diffusion.objectives import IDDPM
+from fcdm_keras.training.step import StepTrainer
 
 LABEL_DROPOUT_MODES = ("joint", "per_level")
 
@@ -27,7 +28,7 @@ class DiffusionTrainer(StepTrainer):
     Args:
         backbone: an `FCDMBackbone`.
         diffusion: the `GaussianDiffusion` of the default objective; default the 1000-step process.
-        objective: see `fcdm_keras.objectives`; default `IDDPM(diffusion)`.
+        objective: see `fcdm_keras.diffusion.objectives`; default `IDDPM(diffusion)`.
         ema_decay: decay of the weights' moving average, `self.ema`.
         ema_warmup: ramp the decay up from 0.1, for short runs.
         label_dropout: probability of training without a condition, for guidance.

@@ -15,12 +15,11 @@ A new one is a class here and a line in `OBJECTIVES`.
 
 from keras import ops
 
-from fcdm_keras import randomness
-from fcdm_keras.diffusion import GaussianDiffusion
+from fcdm_keras.diffusion.gaussian import GaussianDiffusion, randomness
 
 
 class IDDPM:
-    """Noise and a learned variance: iDDPM's hybrid loss (arXiv:2102.09672, eq. 16; see `fcdm_keras.diffusion`).
+    """Noise and a learned variance: iDDPM's hybrid loss (arXiv:2102.09672, eq. 16; see `gaussian.py`).
 
     Args:
         diffusion: a `GaussianDiffusion`; default the 1000-step process.

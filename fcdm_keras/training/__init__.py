@@ -1,0 +1,1 @@
+"""Training: the step, averages, optimizer, checkpoints, callbacks and logs."""
