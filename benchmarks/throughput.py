@@ -70,7 +70,8 @@ def our_workloads(options):
     from keras import ops
 
     from fcdm_keras import backend
-    from fcdm_keras.diffusion.gaussian import GaussianDiffusion, samplers
+    from fcdm_keras.diffusion import samplers
+from fcdm_keras.diffusion.gaussian import GaussianDiffusion
     from fcdm_keras.training.trainer import DiffusionTrainer
 
     backbone = our_backbone(options)

@@ -14,10 +14,11 @@ class TextConditioning(layers.Layer):
     """One MLP per width (Linear, SiLU, Linear) on standardised text embeddings.
 
     A conditioning module as described in `fcdm_keras.network.conditioning`. `call` takes text embeddings
-    `(B, embedding_dim)` and standardises them, for CLIP's pooled features share a mean much larger than their differences, and few
-    directions, such as a prompt's length, take most of the variance: the mean is subtracted, each feature divided by
-    its standard deviation, and each principal direction, of standard deviation s, by s + 0.3. The statistics and the
-    embedding of the empty prompt, which means "no prompt", are weights that are not trained; `adapt` sets them.
+    `(B, embedding_dim)` and standardises them, for CLIP's pooled features share a mean much larger than their
+    differences, and few directions, such as a prompt's length, take most of the variance: the mean is subtracted, each
+    feature divided by its standard deviation, and each principal direction, of standard deviation s, by s + 0.3. The
+    statistics and the embedding of the empty prompt, which means "no prompt", are weights that are not trained; `adapt`
+    sets them.
 
     The paper gives neither the MLPs' hidden widths nor their first weights. Here the hidden layers are as wide as the
     embedding or as the vector, whichever is wider, and Xavier-uniform: as narrow and small as the timestep's, the MLPs

@@ -5,7 +5,8 @@ import pytest
 from helpers import nhwc, relative_error, to_numpy
 from keras import ops
 
-from fcdm_keras.diffusion.gaussian import GaussianDiffusion, guidance, samplers
+from fcdm_keras.diffusion import guidance, samplers
+from fcdm_keras.diffusion.gaussian import GaussianDiffusion
 from fcdm_keras.network.reference import _parameters, load_torch_checkpoint
 from fcdm_keras.training.optimizer import AdamW
 from fcdm_keras.training.trainer import DiffusionTrainer

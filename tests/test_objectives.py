@@ -5,7 +5,8 @@ import pytest
 from helpers import tiny_backbone, to_numpy
 from keras import ops
 
-from fcdm_keras.diffusion.gaussian import GaussianDiffusion, objectives, randomness
+from fcdm_keras.diffusion import objectives, randomness
+from fcdm_keras.diffusion.gaussian import GaussianDiffusion
 from fcdm_keras.diffusion.objectives import IDDPM, OBJECTIVES
 from fcdm_keras.sampling.tasks import ClassToImage
 from fcdm_keras.training.trainer import DiffusionTrainer

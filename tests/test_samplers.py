@@ -5,7 +5,8 @@ import pytest
 from helpers import to_numpy
 from keras import ops
 
-from fcdm_keras.diffusion.gaussian import GaussianDiffusion, gather, guidance, samplers
+from fcdm_keras.diffusion import guidance, samplers
+from fcdm_keras.diffusion.gaussian import GaussianDiffusion, gather
 
 MEAN, STD = 1.5, 0.4
 

@@ -15,7 +15,8 @@ A new one is a class here and a line in `OBJECTIVES`.
 
 from keras import ops
 
-from fcdm_keras.diffusion.gaussian import GaussianDiffusion, randomness
+from fcdm_keras.diffusion import randomness
+from fcdm_keras.diffusion.gaussian import GaussianDiffusion
 
 
 class IDDPM:

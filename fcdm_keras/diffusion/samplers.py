@@ -8,7 +8,8 @@ import inspect
 
 from keras import ops
 
-from fcdm_keras.diffusion.gaussian import gather, randomness
+from fcdm_keras.diffusion import randomness
+from fcdm_keras.diffusion.gaussian import gather
 
 
 def ddpm(predict, noise, diffusion, step_noise=None, *, clip_denoised=False, seed=(0, 0), indices=None):
