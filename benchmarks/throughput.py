@@ -71,7 +71,7 @@ def our_workloads(options):
 
     from fcdm_keras import backend
     from fcdm_keras.diffusion import samplers
-from fcdm_keras.diffusion.gaussian import GaussianDiffusion
+    from fcdm_keras.diffusion.gaussian import GaussianDiffusion
     from fcdm_keras.training.trainer import DiffusionTrainer
 
     backbone = our_backbone(options)
@@ -80,7 +80,7 @@ from fcdm_keras.diffusion.gaussian import GaussianDiffusion
     latents = rng.normal(size=(batch, side, side, 4)).astype("float32")
     labels = rng.integers(0, 1000, batch).astype("int32")
     variables = backbone.variables
-    steps = GaussianDiffusion(str(options.sampling_steps))
+    steps = GaussianDiffusion(options.sampling_steps)
 
     def network(x_t, timesteps, labels):
         return backbone({"x_t": x_t, "timesteps": timesteps, "labels": labels}, training=False)

@@ -82,16 +82,18 @@ def encode(options, source=None):
         encoder.run(job.process_index, job.process_count)
         distribution.barrier()
         metadata = encoder.finish() if distribution.is_main() else None
-        if metadata is None:
-            return None
     else:
         metadata = encoder.run(options.process_index, options.num_processes)
-    if metadata is None:
-        print(f"The shards of process {options.process_index} are finished; others are still missing.")
-        return None
-    print(f"{options.output}: {describe(metadata)}.")
+        if metadata is None:
+            print(f"The shards of process {options.process_index} are finished; others are still missing.")
+    if metadata is not None:
+        _show(metadata, options.output)
+    return metadata
+
+
+def _show(metadata, folder):
+    print(f"{folder}: {describe(metadata)}.")
     if metadata.skipped:
         print(f"{metadata.skipped:,} images could not be read and were left out; the shards' .json files name them.")
     if metadata.enlarged:
         print(f"{metadata.enlarged:,} images were smaller than {metadata.image_size} px and were enlarged.")
-    return metadata

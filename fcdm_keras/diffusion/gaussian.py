@@ -24,7 +24,7 @@ class GaussianDiffusion:
     """The 1000-step linear process, or a respaced one.
 
     Args:
-        respacing: which timesteps to keep. `""` keeps all; `"250"` spreads 250 evenly; `"10,15,20"` cuts the process
+        respacing: which timesteps to keep. `""` keeps all; 250 or `"250"` spreads 250 evenly; `"10,15,20"` cuts the process
             into equal sections and takes that many from each; `"ddim50"` takes 50 with a constant integer stride.
 
     Attributes:
@@ -45,7 +45,7 @@ class GaussianDiffusion:
     """
 
     def __init__(self, respacing=""):
-        self.respacing = str(respacing)
+        self.respacing = respacing
         self.timesteps = respaced_timesteps(self.respacing)
         self.num_timesteps = len(self.timesteps)
         kept = np.cumprod(1.0 - np.linspace(BETA_START, BETA_END, TRAIN_STEPS, dtype=np.float64))[self.timesteps]
@@ -163,22 +163,30 @@ class GaussianDiffusion:
 
 def respaced_timesteps(respacing, train_steps=TRAIN_STEPS):
     """Original indices kept by a respacing string, ascending int array; see `GaussianDiffusion`."""
-    if not respacing:
+    if respacing == "":
         return np.arange(train_steps)
-    text = respacing.removeprefix("ddim")
+    sections, strided = _parsed(respacing)
+    if min(sections) < 1 or sum(sections) > train_steps:
+        raise ValueError(f"The number of steps must lie in [1, {train_steps}]. Received: {respacing!r}")
+    if strided:
+        return _strided(sections[0], train_steps)
+    return np.concatenate(list(_sections(sections, train_steps)))
+
+
+def _parsed(respacing):
+    """Steps of each section, and whether one stride is meant."""
+    if isinstance(respacing, (int, np.integer)) and not isinstance(respacing, bool):
+        return [int(respacing)], False
+    text = str(respacing).removeprefix("ddim")
     try:
         sections = [int(part) for part in text.split(",")]
     except ValueError:
         sections = []
     if not sections or (respacing != text and len(sections) != 1):
         raise ValueError(
-            f'respacing must be "" for all steps, or look like "250", "10,15,20" or "ddim50". Received: {respacing!r}'
+            f'respacing must be "" for all steps, or look like 250, "10,15,20" or "ddim50". Received: {respacing!r}'
         )
-    if min(sections) < 1 or sum(sections) > train_steps:
-        raise ValueError(f"The number of steps must lie in [1, {train_steps}]. Received: {respacing!r}")
-    if respacing != text:
-        return _strided(sections[0], train_steps)
-    return np.concatenate(list(_sections(sections, train_steps)))
+    return sections, respacing != text
 
 
 def _strided(count, train_steps):

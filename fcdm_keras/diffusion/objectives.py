@@ -55,7 +55,7 @@ class IDDPM:
 
     def process(self, num_steps):
         """The respaced `GaussianDiffusion`."""
-        return GaussianDiffusion(str(num_steps))
+        return GaussianDiffusion(num_steps)
 
 
 OBJECTIVES = {"iddpm": IDDPM}

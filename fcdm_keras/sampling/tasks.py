@@ -73,9 +73,7 @@ class ImageTask(keras_hub.models.Task):
         weights=None,
         verbose=False,
     ):
-        """Draws one image per condition.
-
-        Image i depends on (seed, first_index + i) and not on the other images or on the batch size.
+        """Draws one image per condition; image i depends on (seed, first_index + i), not on others or the batch size.
 
         Args:
             conditions: `(N, …)`, as the backbone's conditioning module takes them.
@@ -108,24 +106,28 @@ class ImageTask(keras_hub.models.Task):
         weights = [v.value for v in self.backbone.trainable_variables] if weights is None else list(weights)
         weights += [v.value for v in self.backbone.non_trainable_variables]  # statistics of a conditioning module
 
-        size = min(int(batch_size), len(conditions))
-        images = []
-        for start in tqdm(range(0, len(conditions), size or 1), desc="sampling", unit="batch", disable=not verbose):
-            # A short last batch is filled up, so that the loop is compiled once.
-            places = np.minimum(np.arange(start, start + size), len(conditions) - 1)
-            latents = run(
+        def latents(places):
+            return run(
                 weights,
                 _tensor(conditions[places]),
-                self.backbone.conditioning.null(size) if nulls is None else _tensor(nulls[places]),
+                self.backbone.conditioning.null(len(places)) if nulls is None else _tensor(nulls[places]),
                 ops.convert_to_tensor(first_index + places, "int32"),
                 ops.convert_to_tensor(guidance_scale, "float32"),
                 *randomness.word_tensors(words),
             )
-            decoded = self.autoencoder.decode(self.autoencoder.from_diffusion(latents))
-            images.append(ops.convert_to_numpy(to_uint8(decoded)))
+
         sides = (side * self.autoencoder.downsampling_factor for side in shape[:2])
         empty = np.zeros((0, *sides, self.autoencoder.in_channels), "uint8")
-        return np.concatenate([empty, *images])[: len(conditions)] if images else empty
+        return np.concatenate([empty, *self._images(latents, len(conditions), int(batch_size), verbose)])
+
+    def _images(self, latents, count, batch_size, verbose):
+        """Yields uint8 images, `count` in all, batch by batch; `latents(places)` draws those at `places`."""
+        size = min(batch_size, count)
+        for start in tqdm(range(0, count, size or 1), desc="sampling", unit="batch", disable=not verbose):
+            # A short last batch is filled up, so that the loop is compiled once.
+            drawn = latents(np.minimum(np.arange(start, start + size), count - 1))
+            decoded = self.autoencoder.decode(self.autoencoder.from_diffusion(drawn))
+            yield ops.convert_to_numpy(to_uint8(decoded))[: count - start]
 
     def _checked(self, conditions, nulls):
         """Both as arrays. Raises ValueError for conditions that cannot be right."""
@@ -169,7 +171,8 @@ class ImageTask(keras_hub.models.Task):
             noise = randomness.normal(randomness.sample_keys(seed, randomness.INITIAL_NOISE, 0, indices), shape)
             scale = guidance_scale if guided else 1.0
             predict = guidance.guide(denoise, condition, null, scale, channels)
-            return SAMPLERS[sampler](predict, noise, process, seed=seed, indices=indices, **options)
+            drawn = taken(sampler, seed=seed, indices=indices)
+            return SAMPLERS[sampler](predict, noise, process, **drawn, **options)
 
         variables = [*self.backbone.trainable_variables, *self.backbone.non_trainable_variables]
         self._compiled[key] = backend.compiled(sample, variables, (0, 1, 2))
