@@ -56,9 +56,9 @@ def check_flags(parser, options):
 def main(arguments=None):
     options = parse(arguments)
     with reported("Stopped. The same command goes on after the last finished shard."):
-        from fcdm_keras.data.encode import run
+        from fcdm_keras.data.encode import encode_source, run
 
-        run(options)
+        run(options, encode_source)
 
 
 if __name__ == "__main__":

@@ -43,16 +43,13 @@ def main(arguments=None):
     with reported("Stopped. The same command resumes from the last checkpoint."):
         folder = open_vae_run(options.output, config)
         from fcdm_keras import distribution
-        from fcdm_keras.runs import autoencoder
+        from fcdm_keras.runs.autoencoder import train_and_export
 
         with distribution.setup(**device_options(options)):
-            scores = autoencoder.run(config, folder)
+            train_and_export(config, folder)
             if not distribution.is_main():
                 return
     print(
-        f"\nPSNR on {scores['held_out_crops']} held-out crops: {scores['psnr']:.2f} dB (training crops "
-        f"{scores['psnr_train']:.2f} dB)\nlatents: mean {scores['latent_mean']:.4f}, standard deviation "
-        f"{scores['latent_std']:.4f}, so scaling_factor {scores['scaling_factor']:.5f}\n"
         f"{time.perf_counter() - began:.0f} s in all; the autoencoder is in {folder}/vae/ and "
         f"{folder}/autoencoder.keras, pictures and scores beside it"
     )

@@ -23,11 +23,6 @@ class Shapes:
 
         return data.open_shapes(config, folder)
 
-    def autoencoder(self, config, folder):
-        from t2i.shapes.autoencoder import read_autoencoder
-
-        return read_autoencoder(config, folder)
-
 
 class Captioned(Stored):
     """A latent store with captions, such as MS-COCO's."""

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from fcdm_keras import distribution
-from fcdm_keras.data.encode import encode
+from fcdm_keras.data.encode import arguments, encode
 from t2i.caption_store import write_captions
 from t2i.coco import open_coco
 from t2i.recipes import UNTRAINED
@@ -18,7 +18,7 @@ def encode_captioned(options):
     encoder = None
     if distribution.is_main():
         encoder = OpenCLIPTextEncoder(options.text_encoder, pretrained, options.text_seed)
-    metadata = encode(options, source)
+    metadata = encode(source, **arguments(options))
     if metadata is None:
         return
     captions = stored_captions(source, options.output, metadata)

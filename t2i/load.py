@@ -8,8 +8,8 @@ from fcdm_keras.runs import build
 from fcdm_keras.runs import load as class_models
 from fcdm_keras.runs.folder import PRESET, stored_config
 from t2i.conditioning import TextConditioning
-from t2i.datasets import dataset_of
 from t2i.recipes import TextTrainConfig
+from t2i.shapes import autoencoder as shapes
 
 TEXT = "text.json"  # in the run folder: the text encoder's settings and identity
 
@@ -63,7 +63,7 @@ def unfinished_parts(folder, autoencoder=None):
     text = options.read_json(folder / TEXT)
     return {
         "backbone": backbone,
-        "autoencoder": autoencoder or dataset_of(config).autoencoder(config, folder),
+        "autoencoder": autoencoder or stored_autoencoder(config, folder),
         "image_size": config.image_size,
         "text_encoder": text["settings"],
         "text_identity": text["identity"],
@@ -73,3 +73,10 @@ def unfinished_parts(folder, autoencoder=None):
 def _newest_backbone(config, folder):
     embedding_dim = options.read_json(folder / TEXT)["identity"]["embedding_dim"]
     return class_models.newest_average(config, folder, build_backbone(config, embedding_dim))
+
+
+def stored_autoencoder(config, folder):
+    """The autoencoder of a run: its own, if it trained one, or as in class-conditional runs."""
+    if (folder / shapes.FILE).exists():
+        return shapes.read_autoencoder(config, folder)
+    return class_models.stored_autoencoder(config, folder)

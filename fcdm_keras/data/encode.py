@@ -10,18 +10,18 @@ from fcdm_keras.data.sources import open_source
 from fcdm_keras.options import device_options
 
 
-def run(options, work=None):
+def run(options, work):
     """Encodes what is missing on the devices that the flags name, or checks a store.
 
     Args:
         options: parsed flags, see `fcdm_keras.encode.add_flags`.
-        work: `work(options)` encodes; default `encode`.
+        work: `work(options)` encodes, such as `encode_source`.
     """
     if options.verify is not None:
         verify(options.verify)
         return
     with distribution.setup(**device_options(options)):
-        (work or encode)(options)
+        work(options)
 
 
 def verify(folder):
@@ -49,45 +49,61 @@ def _of_classes(count):
     return "" if count == 1 else f" of {count:,} classes"
 
 
-def encode(options, source=None):
+def arguments(options):
+    """Those of parsed flags, see `fcdm_keras.encode.add_flags`, that `encode` takes besides the source."""
+    names = ("vae", "output", "image_size", "flips", "batch_size", "shard_size", "max_unreadable")
+    return {name: getattr(options, name) for name in (*names, "num_processes", "process_index")}
+
+
+def encode_source(options):
+    """As `encode`, of the source that parsed flags name."""
+    return encode(open_source(options.source, options.split, options.data_dir), **arguments(options))
+
+
+def encode(
+    source,
+    *,
+    vae,
+    output,
+    image_size,
+    flips=True,
+    batch_size=32,
+    shard_size=16384,
+    max_unreadable=100,
+    num_processes=1,
+    process_index=0,
+):
     """Encodes what is missing. Returns the metadata of the store if it is finished, and else `None`.
 
     Args:
-        options: parsed flags, see `fcdm_keras.encode.add_flags`.
-        source: see `fcdm_keras.data.sources`; default the one that the options name.
+        source: see `fcdm_keras.data.sources`.
+        vae: what `KLAutoencoder.from_diffusers` takes.
+        output: folder of the store.
+        image_size, flips, batch_size, shard_size, max_unreadable: see `StoreEncoder`.
+        num_processes, process_index: processes that know nothing of each other, and which of them this is.
     """
     job = distribution.job()
-    if job.process_count > 1 and options.num_processes > 1:
+    if job.process_count > 1 and num_processes > 1:
         raise ValueError(
             f"--num-processes is for processes that know nothing of each other; these {job.process_count}, started by "
             f"{job.launcher}, share the work without it."
         )
-    source = source or open_source(options.source, options.split, options.data_dir)
-    distribution.say(f"{options.source}: {len(source):,} images{_of_classes(len(source.class_names))}")
+    distribution.say(f"{source.name}: {len(source):,} images{_of_classes(len(source.class_names))}")
     if getattr(source, "other_files", 0):
         distribution.say(f"{source.other_files:,} files are no images by their names and are left out.")
-    autoencoder = KLAutoencoder.from_diffusers(options.vae)
-    encoder = StoreEncoder(
-        options.output,
-        source,
-        autoencoder,
-        autoencoder_name=options.vae,
-        image_size=options.image_size,
-        flips=options.flips,
-        shard_size=options.shard_size,
-        batch_size=options.batch_size,
-        max_unreadable=options.max_unreadable,
-    )
+    options = {"flips": flips, "shard_size": shard_size, "batch_size": batch_size, "max_unreadable": max_unreadable}
+    autoencoder = KLAutoencoder.from_diffusers(vae)
+    encoder = StoreEncoder(output, source, autoencoder, autoencoder_name=vae, image_size=image_size, **options)
     if job.process_count > 1:
         encoder.run(job.process_index, job.process_count)
         distribution.barrier()
         metadata = encoder.finish() if distribution.is_main() else None
     else:
-        metadata = encoder.run(options.process_index, options.num_processes)
+        metadata = encoder.run(process_index, num_processes)
         if metadata is None:
-            print(f"The shards of process {options.process_index} are finished; others are still missing.")
+            print(f"The shards of process {process_index} are finished; others are still missing.")
     if metadata is not None:
-        _show(metadata, options.output)
+        _show(metadata, output)
     return metadata
 
 

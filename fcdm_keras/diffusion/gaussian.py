@@ -24,8 +24,9 @@ class GaussianDiffusion:
     """The 1000-step linear process, or a respaced one.
 
     Args:
-        respacing: which timesteps to keep. `""` keeps all; 250 or `"250"` spreads 250 evenly; `"10,15,20"` cuts the process
-            into equal sections and takes that many from each; `"ddim50"` takes 50 with a constant integer stride.
+        respacing: which timesteps to keep. `""` keeps all; 250 or `"250"` spreads 250 evenly; `"10,15,20"` cuts the
+            process into equal sections and takes that many from each; `"ddim50"` takes 50 with a constant integer
+            stride.
 
     Attributes:
         num_timesteps: length of the (respaced) process, T.

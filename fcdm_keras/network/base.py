@@ -7,7 +7,20 @@ from fcdm_keras.backend.hub import keras_hub
 from fcdm_keras.network.conditioning import ClassConditioning
 
 
-class DiffusionBackbone(keras_hub.models.Backbone):
+class _Family(type(keras_hub.models.Backbone)):
+    """Makes `DiffusionBackbone` equal to each of its subclasses.
+
+    KerasHub (checked: 0.32.0) loads a task's preset only where the task's `backbone_cls` equals the stored backbone's
+    class, and our tasks take all of them.
+    """
+
+    def __eq__(cls, other):
+        return cls is other or (isinstance(other, _Family) and (cls in other.__bases__ or other in cls.__bases__))
+
+    __hash__ = type.__hash__
+
+
+class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
     """Base of networks that predict noise, with a swappable conditioning module.
 
     A backbone takes a dict of `x_t` `(B, H, W, in_channels)`, `timesteps` `(B,)` (integer or fractional) and the

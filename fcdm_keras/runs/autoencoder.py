@@ -154,8 +154,8 @@ def export(config, autoencoder, folder, images, held_out):
     return scores
 
 
-def run(config, folder):
-    """Trains and exports. Returns the scores."""
+def train_and_export(config, folder):
+    """Trains, measures and exports, or goes on with what is in the folder. Returns the scores."""
     check_agreement(dataclasses.asdict(config))
     check_shared(folder)
     images, held_out, notes = open_images(config.source, config.image_size, config.resize)
@@ -164,4 +164,10 @@ def run(config, folder):
     autoencoder = train(config, folder, images, held_out)
     for file, reason in getattr(images, "skipped", {}).items():
         distribution.say(f"note: {file} was left out: {reason}")
-    return export(config, autoencoder, folder, images, held_out)
+    scores = export(config, autoencoder, folder, images, held_out)
+    distribution.say(
+        f"\nPSNR on {scores['held_out_crops']} held-out crops: {scores['psnr']:.2f} dB (training crops "
+        f"{scores['psnr_train']:.2f} dB)\nlatents: mean {scores['latent_mean']:.4f}, standard deviation "
+        f"{scores['latent_std']:.4f}, so scaling_factor {scores['scaling_factor']:.5f}"
+    )
+    return scores

@@ -6,16 +6,15 @@ A data set checks the settings of a run before anything heavy is imported, and o
   raises ValueError or OSError, in one sentence, if there is nothing to train on;
 - `prepare(config, folder)`: makes what must be there first, and returns the settings with it; mostly nothing;
 - `open(config, folder)`: the opened data, a `ClassData` (`fcdm_keras.runs.data`) or like one: what the samples are,
-  how a grid of them is drawn, how images are judged and how scores are shown;
-- `autoencoder(config, folder)`: the autoencoder of a run that is not finished.
+  how a grid of them is drawn, how images are judged and how scores are shown.
 
 Standard library only. Each method that computes imports what it needs itself.
 """
 
 import dataclasses
 
-from fcdm_keras import options
-from fcdm_keras.runs import folder as run_folder
+from fcdm_keras.recipes import VAEConfig
+from fcdm_keras.runs.folder import SCORES, open_vae_run
 
 
 class Digits:
@@ -36,11 +35,6 @@ class Digits:
         from fcdm_keras.runs import data
 
         return data.open_digits(config)
-
-    def autoencoder(self, config, folder):
-        from fcdm_keras.autoencoders import Identity
-
-        return Identity(config.latent_channels)
 
 
 class Stored:
@@ -79,13 +73,6 @@ class Stored:
 
         return data.open_stored(config, folder)
 
-    def autoencoder(self, config, folder):
-        """The autoencoder asked for, or the one that made the latent store."""
-        from fcdm_keras.autoencoders import KLAutoencoder
-
-        name = config.vae or options.read_json(folder / run_folder.LATENTS)["autoencoder"]
-        return KLAutoencoder.from_diffusers(name)
-
 
 class Photos(Stored):
     """Three embedded photographs, through an autoencoder that is trained on them first, and a store of its latents."""
@@ -100,14 +87,16 @@ class Photos(Stored):
         """Trains the autoencoder and encodes the photographs; what is there already is kept."""
         if config.latents:
             return config
-        from fcdm_keras import encode, train_vae
+        from fcdm_keras.data.embedded import PhotoSource
+        from fcdm_keras.data.encode import encode
+        from fcdm_keras.runs.autoencoder import train_and_export
 
         autoencoder, latents = folder / "autoencoder", folder / "latents"
-        if not (autoencoder / run_folder.SCORES).exists():
-            train_vae.main([f"--output={autoencoder}", f"--seed={config.seed}"])
-        image_size, vae = f"--image-size={config.image_size}", f"--vae={autoencoder / 'vae'}"
+        if not (autoencoder / SCORES).exists():
+            settings = VAEConfig(seed=config.seed)
+            train_and_export(settings, open_vae_run(autoencoder, settings))
         if not (latents / "store.json").exists():
-            encode.main(["--source=photos", vae, image_size, f"--output={latents}"])
+            encode(PhotoSource(), vae=str(autoencoder / "vae"), image_size=config.image_size, output=latents)
         return dataclasses.replace(config, latents=str(latents))
 
 

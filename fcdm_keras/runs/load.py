@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+from fcdm_keras import options
+from fcdm_keras.autoencoders import Identity, KLAutoencoder
 from fcdm_keras.network.base import DiffusionBackbone
 from fcdm_keras.network.reference import load_torch_checkpoint
 from fcdm_keras.runs import folder as run_folder
 from fcdm_keras.runs.build import build_backbone, build_task, build_trainer
-from fcdm_keras.runs.datasets import dataset_of
 from fcdm_keras.runs.folder import stored_config
 from fcdm_keras.sampling.tasks import ClassToImage
 from fcdm_keras.training.checkpoint import CheckpointManager
@@ -40,7 +41,7 @@ def load_task(source, autoencoder=None):
         backbone = newest_average(config, folder, build_backbone(config))
         if backbone is None:
             return None
-        return build_task(config, backbone, autoencoder or dataset_of(config).autoencoder(config, folder))
+        return build_task(config, backbone, autoencoder or stored_autoencoder(config, folder))
 
     def load(preset):
         file = Path(preset) / "task.json"
@@ -90,3 +91,11 @@ def newest_average(config, folder, backbone):
         return None
     trainer.ema.copy_to(backbone)
     return backbone
+
+
+def stored_autoencoder(config, folder):
+    """The autoencoder of a run: the one asked for, or the one that made its latent store; without either, none."""
+    store = folder / run_folder.LATENTS
+    if not store.exists() and config.cache:
+        return Identity(config.latent_channels)
+    return KLAutoencoder.from_diffusers(config.vae or options.read_json(store)["autoencoder"])
