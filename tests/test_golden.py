@@ -11,6 +11,8 @@ from fcdm_keras.diffusion import GaussianDiffusion
 from fcdm_keras.optimizers import AdamW
 from fcdm_keras.trainer import DiffusionTrainer
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def backbone(golden_checkpoint):
