@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from fcdm_keras import recipes  # noqa: E402
 
-SMALL = recipes.ModelSize(8, (1, 0, 1, 0, 1))
+SMALL = recipes.ModelSize(8, (1, 0, 0, 0, 0))
 
 
 def main(module, *flags):

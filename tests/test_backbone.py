@@ -31,6 +31,7 @@ def test_macs_equal_torchprofile_on_the_reference():
     assert count(MODEL_SIZES["S"])[1] == pytest.approx(3_082_699_540, rel=1e-6)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "options", [{}, {"num_classes": 3, "in_channels": 1, "out_channels": 5, "expansion_ratio": 2, "kernel_size": 3}]
 )
@@ -61,6 +62,7 @@ def test_a_new_network_gives_zero_and_its_blocks_are_the_identity():
     np.testing.assert_array_equal(to_numpy(backbone.encoder_1[0](x, c)), x)
 
 
+@pytest.mark.quick
 def test_initial_weights_follow_the_published_rules_and_the_seed():
     keras.utils.set_random_seed(7)
     first = FCDMBackbone(64, (1, 0, 0, 0, 1), num_classes=1000)
@@ -98,6 +100,7 @@ def test_saving_and_loading_keeps_every_output(backbone, tmp_path, extension):
     np.testing.assert_array_equal(to_numpy(loaded(inputs())), before)
 
 
+@pytest.mark.quick
 def test_layers_survive_a_round_trip_of_their_config(backbone):
     for layer in (*backbone.blocks, backbone.down_1, backbone.up_1, backbone.final_layer, backbone.conditioning, GRN()):
         copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
@@ -114,6 +117,7 @@ def test_mixed_precision_stays_close_and_gives_float32(backbone, policy):
     assert relative_error(output, to_numpy(backbone(inputs()))) < (0.15 if policy == "mixed_bfloat16" else 0.02)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_timesteps_are_exact_under_mixed_precision(policy):
     exact, mixed = TimestepEmbedding(8), TimestepEmbedding(8, dtype=policy)
@@ -123,6 +127,7 @@ def test_timesteps_are_exact_under_mixed_precision(policy):
     np.testing.assert_array_equal(to_numpy(mixed(times)), to_numpy(exact(times)))
 
 
+@pytest.mark.quick
 def test_grn_statistics_do_not_overflow_in_float16():
     x = np.full((1, 8, 8, 4), 100.0, "float16")  # the sum of squares is 640,000: float16 ends at 65,504
     grn = GRN(dtype="mixed_float16")
@@ -131,6 +136,7 @@ def test_grn_statistics_do_not_overflow_in_float16():
     np.testing.assert_allclose(to_numpy(grn(x)).astype("float32"), 200.0, rtol=1e-3)
 
 
+@pytest.mark.quick
 def test_grn_of_small_inputs_against_float64():
     """Where both floors would show: channels of responses near 3e-4 beside an eps of 1e-6."""
     x = (1e-4 * np.random.default_rng(0).standard_normal((2, 3, 3, 4))).astype("float32")
@@ -142,6 +148,7 @@ def test_grn_of_small_inputs_against_float64():
     np.testing.assert_allclose(to_numpy(grn(x)), expected, rtol=1e-4)
 
 
+@pytest.mark.quick
 def test_grn_has_finite_gradients_where_a_channel_is_zero():
     x = np.random.randn(2, 4, 4, 3).astype("float32")
     x[..., 1] = 0.0
@@ -168,6 +175,7 @@ def test_gradient_checkpointing_changes_nogradient_of():
     np.testing.assert_allclose(gradient_of(loss, x), plain, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.quick
 def test_the_switch_for_gradient_checkpointing_reaches_every_block(backbone):
     assert not backbone.gradient_checkpointing
     backbone.gradient_checkpointing = True
@@ -176,6 +184,7 @@ def test_the_switch_for_gradient_checkpointing_reaches_every_block(backbone):
     assert not any(block.gradient_checkpointing for block in backbone.blocks)
 
 
+@pytest.mark.quick
 def test_pixel_shuffle_orders_channels_as_pytorch():
     import torch
 
@@ -225,6 +234,7 @@ def test_the_conditioning_module_is_swappable(backbone, tmp_path):
     np.testing.assert_array_equal(to_numpy(loaded(given)), to_numpy(other(given)))
 
 
+@pytest.mark.quick
 def test_labels_choose_rows_of_the_tables_and_may_differ_per_level():
     conditioning = ClassConditioning(3, widths=(2, 4, 8))
     conditioning.build(None)

@@ -69,6 +69,7 @@ def save(trainer, manager, *steps):
         manager.save(trainer)
 
 
+@pytest.mark.quick
 def test_everything_comes_back(tmp_path, trainer, other):
     save(trainer, CheckpointManager(tmp_path), 7)
     assert len(values(trainer)) > 3 * len(trainer.trainable_variables)  # weights, EMA and two moments
@@ -133,6 +134,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, trainer, other):
     manager = CheckpointManager(tmp_path)
@@ -184,6 +186,7 @@ def test_pruning_never_prefers_a_damaged_checkpoint(tmp_path, trainer, other):
         assert manager.restore(other) == 3
 
 
+@pytest.mark.quick
 def test_another_configuration_is_refused(tmp_path, trainer):
     save(trainer, CheckpointManager(tmp_path), 1)
     with pytest.raises(ValueError, match="step-000000001 was written by another configuration: it holds [0-9,]+ num"):

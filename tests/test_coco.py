@@ -78,6 +78,7 @@ def store(coco, clip, tmp_path_factory):
     return folder
 
 
+@pytest.mark.no_backend
 def test_official_files_are_read(coco):
     source = open_coco(str(coco))
     assert source.split == "train2017" and len(source) == COUNT and source.captions() == CAPTIONS
@@ -86,6 +87,7 @@ def test_official_files_are_read(coco):
     np.testing.assert_array_equal(examples[0].decoded(), np.asarray(Image.open(coco / "train2017" / examples[0].key)))
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 def test_tensorflow_datasets_are_read(coco, tmp_path, file_format):
     import tensorflow_datasets as tfds
@@ -139,6 +141,7 @@ def test_tensorflow_datasets_are_read(coco, tmp_path, file_format):
         open_coco("coco_captions", "val", str(tmp_path))
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("name", ["coco_captions", "/nowhere/coco", "nonsense"])
 def test_missing_coco_says_how_to_get_it(name, tmp_path):
     with pytest.raises(FileNotFoundError, match="Download train2017.zip .*cocodataset.org.*tfds build coco_captions"):
@@ -147,6 +150,7 @@ def test_missing_coco_says_how_to_get_it(name, tmp_path):
         open_coco(str(tmp_path))
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -13,6 +13,8 @@ from fcdm_keras.diffusion.gaussian import (
     respaced_timesteps,
 )
 
+pytestmark = pytest.mark.quick
+
 
 def arrays(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, dtype="float32")

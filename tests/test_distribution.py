@@ -43,8 +43,7 @@ TORCHRUN = (str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node=2",
 SEVERAL_DEVICES = {
     "jax": {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
     "tensorflow": {"LOGICAL_DEVICES": "2"},
-    "torch": {},
-}[BACKEND]
+}.get(BACKEND)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,11 +71,12 @@ def finished(process, seconds=500):
 
 
 def on_several_devices(program, *flags):
-    """Runs a program on several devices of one host; returns what it printed."""
-    launcher = TORCHRUN if BACKEND == "torch" else (sys.executable,)
-    output, status = finished(start(program, *flags, launcher=launcher, **SEVERAL_DEVICES))
-    assert status == 0, output
-    return output
+    """Runs a program on several devices of one host; returns what it printed. Of PyTorch's, each has its process."""
+    environments = places() if BACKEND == "torch" else [SEVERAL_DEVICES]
+    together = [start(program, *flags, **environment) for environment in environments]
+    outputs = [finished(process) for process in together]
+    assert not any(status for _, status in outputs), outputs
+    return "".join(output for output, _ in outputs)
 
 
 def free_port():

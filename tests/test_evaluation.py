@@ -8,6 +8,8 @@ from fcdm_keras.data.embedded import load_digits
 from fcdm_keras.evaluation.digits import score_digits
 from fcdm_keras.evaluation.metrics import frechet_distance, mean_and_covariance
 
+pytestmark = pytest.mark.no_backend
+
 
 def gaussian(rank, size=6, seed=0):
     generator = np.random.default_rng(seed)

@@ -11,6 +11,8 @@ from fcdm_keras.network.reference import _parameters, load_torch_checkpoint
 from fcdm_keras.training.optimizer import AdamW
 from fcdm_keras.training.trainer import DiffusionTrainer
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def backbone(golden_checkpoint):

@@ -9,6 +9,8 @@ from keras import ops
 
 from fcdm_keras import kernels
 
+pytestmark = pytest.mark.quick
+
 BACKEND = keras.backend.backend()
 # Ways to run: the first is the tests' default, the others are checked where they may differ.
 MODES = {"jax": ["jit", "eager"], "torch": ["eager", "traced"], "tensorflow": ["eager", "graph", "xla"]}[BACKEND]

@@ -163,6 +163,7 @@ def test_unreadable_images_are_named_and_left_out_up_to_a_limit(photos, vae, tmp
     assert (tmp_path / "other" / "shard-00001.json").exists()  # finished shards are kept
 
 
+@pytest.mark.no_backend
 def test_training_reads_every_image_once_per_epoch_and_flips_half(store):
     source = StoreSource(store, seed=3)
     batches = training_batches(source, 4, 110, seed=3)
@@ -179,6 +180,7 @@ def test_training_reads_every_image_once_per_epoch_and_flips_half(store):
     assert 160 < flipped < 240  # 200 ± 4 standard deviations
 
 
+@pytest.mark.no_backend
 def test_the_posterior_is_drawn_anew_at_each_read(store):
     drawn = StoreSource(store, seed=0, flips=False)
     reads = np.stack([drawn.take(np.array([0]), np.array([place]))["latents"][0] for place in range(300)])
@@ -191,6 +193,7 @@ def test_the_posterior_is_drawn_anew_at_each_read(store):
     np.testing.assert_allclose(off.take(np.array([0]), np.array([9]))["latents"][0], mean, rtol=1e-6)
 
 
+@pytest.mark.no_backend
 def test_worker_processes_and_resumed_readers_give_the_same_batches(store):
     whole = list(training_batches(StoreSource(store, seed=1), 4, 8, seed=1))
     rest = list(training_batches(StoreSource(store, seed=1), 4, 8, seed=1, start=3, workers=2))
@@ -209,6 +212,7 @@ def test_a_store_without_flips(photos, vae, tmp_path):
         store.read([0], [True])
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -302,6 +306,7 @@ def test_a_full_disk_while_encoding_keeps_finished_shards(photos, tmp_path, monk
     assert (tmp_path / "shard-00000.json").exists() and not (tmp_path / "shard-00001.json").exists()
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -18,7 +18,7 @@ from fcdm_keras.evaluation.metrics import (
     precision_recall,
 )
 
-pytestmark = pytest.mark.no_backend
+pytestmark = [pytest.mark.no_backend, pytest.mark.quick]
 
 
 def fid(reference, samples):

@@ -6,7 +6,7 @@ import pytest
 from fcdm_keras.data.batches import ArraySource, ShuffledBatches, training_batches
 from fcdm_keras.data.order import augmentation, permutation
 
-pytestmark = pytest.mark.no_backend
+pytestmark = [pytest.mark.no_backend, pytest.mark.quick]
 
 
 def batches(count, batch_size, steps, **options):

@@ -6,6 +6,8 @@ from keras import ops
 
 from fcdm_keras.diffusion import randomness
 
+pytestmark = pytest.mark.quick
+
 # Known answers published with Random123 (kat_vectors, "threefry2x32 20").
 KNOWN_ANSWERS = [
     ((0x00000000, 0x00000000), (0x00000000, 0x00000000), (0x6B200159, 0x99BA4EFE)),

@@ -111,6 +111,7 @@ def test_the_page_is_self_contained_and_shows_curves_grids_scores_and_settings(r
     assert "1 run beside the paper's results" in capsys.readouterr().out
 
 
+@pytest.mark.no_backend
 def test_several_runs_are_compared(run, tmp_path):
     folder, _ = run
     other = tmp_path / "<b>&other"
@@ -122,6 +123,7 @@ def test_several_runs_are_compared(run, tmp_path):
     assert page.pictures[0][0] == "Losses of all runs" and "<b>&other" in "".join(page.cells)
 
 
+@pytest.mark.no_backend
 def test_a_run_that_has_logged_nothing_is_reported(tmp_path):
     (tmp_path / "config.json").write_text(to_json(dataclasses.replace(RECIPES["imagenet256-s"], seed=4)))
     report.main([str(tmp_path), "--output", str(tmp_path / "report.html")])
@@ -129,6 +131,7 @@ def test_a_run_that_has_logged_nothing_is_reported(tmp_path):
     assert re.search(r"\| FCDM-S \| 32.7 \| 0 \| 3\.1 \| – \| – \|", (tmp_path / "report.md").read_text())
 
 
+@pytest.mark.no_backend
 def test_a_run_folder_tells_the_size_of_its_latents_and_conditions(tmp_path):
     """From what runs of all kinds leave behind, finished or not."""
 
@@ -156,6 +159,7 @@ def test_a_run_folder_tells_the_size_of_its_latents_and_conditions(tmp_path):
     assert size(other, latents={"latent_shape": [16, 16, 4]}) == counted(16, other, **embeddings)
 
 
+@pytest.mark.no_backend
 def test_what_is_no_run_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit, match="^error: .* is no run folder: it holds no config.json"):
         report.main([str(tmp_path), "--output", str(tmp_path / "report.html")])
@@ -169,6 +173,7 @@ def test_what_is_no_run_is_named(tmp_path, capsys):
     assert "--output must end in .html. Received: 'report.pdf'" in capsys.readouterr().err
 
 
+@pytest.mark.no_backend
 def test_the_papers_flops_are_those_of_the_model_table():
     for rows, attribute in ((IMAGENET_256, "gmacs_256"), (IMAGENET_512, "gmacs_512")):
         for row in rows:

@@ -106,6 +106,7 @@ def test_a_preset_of_latents_is_not_drawn_as_pixels(tmp_path):
         sample.main([str(tmp_path / "preset"), "--output", str(tmp_path / "out")])
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     ("text", "classes"),
     [("0-2,7", [0, 1, 2, 7]), ("9", [9]), (" 3 , 1-1", [3, 1]), (None, list(range(10))), ("5,5", [5, 5])],
@@ -114,6 +115,7 @@ def test_classes_are_read(text, classes):
     assert flags.parse_classes(text, 10) == classes
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("text", ["", "1,,2", "1-", "-1", "2-1", "1-2-3", "²", "0x1", "10", f"0-{10**15}"])
 def test_classes_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match=r"^--classes must (look like|lie in) .*\. Received: "):

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from helpers import to_numpy
+from helpers import in_one_graph, to_numpy
 from keras import ops
 
 from fcdm_keras.diffusion import guidance, samplers
 from fcdm_keras.diffusion.gaussian import GaussianDiffusion, gather
+
+pytestmark = pytest.mark.quick
 
 MEAN, STD = 1.5, 0.4
 
@@ -30,13 +32,14 @@ def noise(*shape, seed=0):
 def test_ddim_maps_noise_to_data_by_the_exact_flow():
     """For Gaussian data the probability flow is linear: z → MEAN + STD · z."""
     z = noise(64, 4, 4, 1)
-    sample = samplers.ddim(gaussian_denoiser(0.0), z, GaussianDiffusion("250"))
+    sample = in_one_graph(samplers.ddim, gaussian_denoiser(0.0), z, GaussianDiffusion("250"))
     np.testing.assert_allclose(to_numpy(sample), MEAN + STD * to_numpy(z), atol=0.05)
 
 
 def test_ancestral_samples_have_the_data_distribution():
     step_noise = noise(1000, 512, 4, 4, 1, seed=1)
-    sample = to_numpy(samplers.ddpm(gaussian_denoiser(-1.0), noise(512, 4, 4, 1), GaussianDiffusion(), step_noise))
+    z, diffusion = noise(512, 4, 4, 1), GaussianDiffusion()
+    sample = to_numpy(in_one_graph(samplers.ddpm, gaussian_denoiser(-1.0), z, diffusion, step_noise))
     assert sample.mean() == pytest.approx(MEAN, abs=0.02)
     assert sample.std() == pytest.approx(STD, rel=0.04)
 

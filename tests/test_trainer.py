@@ -98,6 +98,7 @@ def test_the_end_of_a_finite_data_set_does_not_count_as_a_step():
 SGD = functools.partial(trainer_of, keras.optimizers.SGD)  # Adam's first steps are sign-like and blow rounding up
 
 
+@pytest.mark.quick
 def test_accumulated_micro_batches_equal_the_whole_batch():
     latents, labels = data(8)
     runs = []
@@ -110,6 +111,7 @@ def test_accumulated_micro_batches_equal_the_whole_batch():
         assert one["loss"] == pytest.approx(four["loss"], rel=1e-5)
 
 
+@pytest.mark.quick
 def test_gradients_of_micro_batches_are_averaged_and_not_added():
     """Without clipping, which hides their scale as Adam does."""
     latents, labels = data(8)
@@ -123,6 +125,7 @@ def test_gradients_of_micro_batches_are_averaged_and_not_added():
     np.testing.assert_allclose(runs[1], runs[0], atol=1e-3 * np.abs(runs[0]).max())
 
 
+@pytest.mark.quick
 def test_gradients_can_be_clipped():
     latents, labels = data(8)
     norms = []
@@ -148,6 +151,7 @@ def test_evaluate_repeats_itself_in_any_batch_size_and_drops_no_labels():
     assert without.evaluate(latents, labels, verbose=0, return_dict=True) == pytest.approx(first, rel=1e-5)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("mode", "joint_null"), [("joint", 0.3), ("per_level", 0.3**3)])
 def test_labels_are_dropped_as_often_as_asked(mode, joint_null):
     trainer = DiffusionTrainer(tiny_backbone((0, 0, 0, 0, 0)), label_dropout=0.3, label_dropout_mode=mode)
@@ -160,6 +164,7 @@ def test_labels_are_dropped_as_often_as_asked(mode, joint_null):
     assert (kept < 10).all()
 
 
+@pytest.mark.quick
 def test_draws_differ_between_rows_and_steps_and_follow_the_seed():
     draws = []
     for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0)):
@@ -175,6 +180,7 @@ def test_draws_differ_between_rows_and_steps_and_follow_the_seed():
         assert (other[0] != times).mean() > 0.9 and np.abs(other[1] - noise).max() > 0.1
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("warmup", [False, True])
 def test_ema_follows_its_formula(warmup):
     latents, labels = data(8)
@@ -224,6 +230,7 @@ def test_gradient_checkpointing_trains_the_same():
     assert_weights_equal(*runs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.quick
 def test_our_adamw_is_the_published_algorithm():
     """Kingma and Ba, algorithm 1, in float64; gradients as small as ε, where Keras's variant differs most."""
     generator = np.random.default_rng(0)
