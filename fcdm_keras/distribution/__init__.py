@@ -16,6 +16,7 @@ follows from its row. So a run computes the same, up to summation order, on any 
 import contextlib
 import os
 import socket
+import traceback
 
 import keras
 
@@ -72,8 +73,6 @@ def _ending(launcher):
         if isinstance(error, SystemExit):
             supervision.abandon(error.code if isinstance(error.code, str) else "", 1 if error.code else 0)
         if not isinstance(error, (ValueError, OSError, FloatingPointError, KeyboardInterrupt)):
-            import traceback
-
             traceback.print_exc()
         supervision.abandon(f"error: process {_place()}: {error or type(error).__name__}")
 

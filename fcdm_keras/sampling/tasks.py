@@ -1,6 +1,8 @@
 """Tasks: a backbone, an autoencoder and a sampler together, from condition to uint8 images."""
 
+import dataclasses
 import secrets
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +16,31 @@ from fcdm_keras.diffusion import guidance, randomness
 from fcdm_keras.diffusion.objectives import OBJECTIVES
 from fcdm_keras.diffusion.samplers import SAMPLERS, taken
 from fcdm_keras.network.base import DiffusionBackbone
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawOptions:
+    """Options of `ImageTask.draw`, and so of `generate` and `predict`.
+
+    Args:
+        null_conditions: like `conditions`, what guidance leads away from; default the module's null.
+        eta: η of DDIM, 0 … 1; samplers without it leave it aside.
+        guidance_channels: `"all"` or `"first_three"`, see `fcdm_keras.diffusion.guidance`.
+        batch_size: images drawn at once.
+        image_size: side in pixels, or (height, width), if not the task's own; the network is fully convolutional.
+        first_index: index of the first image.
+        weights: values to use in place of the backbone's trainable weights, such as `EMA.values()`.
+        verbose: show a progress bar.
+    """
+
+    null_conditions: Any = None
+    eta: float = 0.0
+    guidance_channels: str = "all"
+    batch_size: int = 64
+    image_size: int | tuple[int, int] | None = None
+    first_index: int = 0
+    weights: list | None = None
+    verbose: bool = False
 
 
 class ImageTask(keras_hub.models.Task):
@@ -56,23 +83,7 @@ class ImageTask(keras_hub.models.Task):
         self._compiled = {}
         self.built = True  # all parts are, and a preset keeps the weights of the autoencoder
 
-    def draw(
-        self,
-        conditions,
-        num_steps=250,
-        guidance_scale=1.5,
-        seed=None,
-        sampler="ddpm",
-        *,
-        null_conditions=None,
-        eta=0.0,
-        guidance_channels="all",
-        batch_size=64,
-        image_size=None,
-        first_index=0,
-        weights=None,
-        verbose=False,
-    ):
+    def draw(self, conditions, num_steps=250, guidance_scale=1.5, seed=None, sampler="ddpm", **options):
         """Draws one image per condition; image i depends on (seed, first_index + i), not on others or the batch size.
 
         Args:
@@ -81,14 +92,7 @@ class ImageTask(keras_hub.models.Task):
             guidance_scale: classifier-free guidance s ≥ 0; 1 is none and halves the cost.
             seed: integer in [0, 2⁶⁴); `None` draws one.
             sampler: a name in `fcdm_keras.diffusion.samplers.SAMPLERS`, `"ddpm"` or `"ddim"`.
-            null_conditions: like `conditions`, what guidance leads away from; default the module's null.
-            eta: η of DDIM; samplers without it leave it aside.
-            guidance_channels: `"all"` or `"first_three"`, see `fcdm_keras.diffusion.guidance`.
-            batch_size: images drawn at once.
-            image_size: side in pixels, or (height, width), if not the task's own; the network is fully convolutional.
-            first_index: index of the first image.
-            weights: values to use in place of the backbone's trainable weights, such as `EMA.values()`.
-            verbose: show a progress bar.
+            **options: see `DrawOptions`.
 
         Returns:
             uint8 array `(N, H, W, channels)`.
@@ -96,29 +100,33 @@ class ImageTask(keras_hub.models.Task):
         Raises:
             ValueError: for arguments out of range, before anything is computed.
         """
-        conditions, nulls = self._checked(conditions, null_conditions)
-        _check_options(num_steps, guidance_scale, sampler, batch_size, eta)
+        own = DrawOptions(**options)
+        conditions, nulls = self._checked(conditions, own.null_conditions)
+        _check_options(num_steps, guidance_scale, sampler, own)
         words = randomness.seed_words(secrets.randbits(64) if seed is None else seed)
-        sizes = self.image_size if image_size is None else image_size
+        sizes = self.image_size if own.image_size is None else own.image_size
         shape = self._latent_shape((sizes, sizes) if isinstance(sizes, int) else tuple(sizes))
-        guided = guidance_scale != 1
-        run = self._compiled_sampler(int(num_steps), sampler, float(eta), guided, guidance_channels, shape)
-        weights = [v.value for v in self.backbone.trainable_variables] if weights is None else list(weights)
-        weights += [v.value for v in self.backbone.non_trainable_variables]  # statistics of a conditioning module
+        kind = (int(num_steps), sampler, float(own.eta), guidance_scale != 1, own.guidance_channels, shape)
+        run, weights = self._compiled_sampler(*kind), self._values(own.weights)
 
         def latents(places):
             return run(
                 weights,
                 _tensor(conditions[places]),
                 self.backbone.conditioning.null(len(places)) if nulls is None else _tensor(nulls[places]),
-                ops.convert_to_tensor(first_index + places, "int32"),
+                ops.convert_to_tensor(own.first_index + places, "int32"),
                 ops.convert_to_tensor(guidance_scale, "float32"),
                 *randomness.word_tensors(words),
             )
 
         sides = (side * self.autoencoder.downsampling_factor for side in shape[:2])
         empty = np.zeros((0, *sides, self.autoencoder.in_channels), "uint8")
-        return np.concatenate([empty, *self._images(latents, len(conditions), int(batch_size), verbose)])
+        return np.concatenate([empty, *self._images(latents, len(conditions), int(own.batch_size), own.verbose)])
+
+    def _values(self, weights):
+        """The backbone's values for a draw: `weights`, or its own, and the statistics of a conditioning module."""
+        weights = [v.value for v in self.backbone.trainable_variables] if weights is None else list(weights)
+        return weights + [v.value for v in self.backbone.non_trainable_variables]
 
     def _images(self, latents, count, batch_size, verbose):
         """Yields uint8 images, `count` in all, batch by batch; `latents(places)` draws those at `places`."""
@@ -234,16 +242,16 @@ class ClassToImage(ImageTask):
         return self.draw(np.atleast_1d(np.asarray(labels)), num_steps, guidance_scale, seed, sampler, **options)
 
 
-def _check_options(num_steps, guidance_scale, sampler, batch_size, eta):
+def _check_options(num_steps, guidance_scale, sampler, options):
     guidance.check_scale(guidance_scale)
     if isinstance(num_steps, bool) or not isinstance(num_steps, (int, np.integer)) or not 1 <= num_steps <= 1000:
         raise ValueError(f"num_steps must be an integer in [1, 1000]. Received: {num_steps!r}")
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}. Received: {sampler!r}")
-    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer. Received: {batch_size!r}")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1]. Received: {eta}")
+    if not isinstance(options.batch_size, (int, np.integer)) or options.batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer. Received: {options.batch_size!r}")
+    if not 0 <= options.eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1]. Received: {options.eta}")
 
 
 def _tensor(array):
