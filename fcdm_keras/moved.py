@@ -27,4 +27,4 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def keep(table):
     """Lets the names in `table`, old module → modules now, be imported still."""
-    sys.meta_path.append(_Finder(table))
+    sys.meta_path.insert(0, _Finder(table))

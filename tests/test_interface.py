@@ -67,6 +67,18 @@ def test_exported_names_are_there():
             assert getattr(package, name) is not None
 
 
+# What was nobody's to import: the work of commands, which stands behind them now, files of one backend, and parts of
+# modules that were merged or given another form.
+INNER = re.compile(
+    r"fcdm_keras\.((analyze|encode|evaluate|report|sample|train_vae)\.\w+|(engine|distribution)\.on_.*"
+    r"|kernels\.(depth|point)wise_.*|autoencoders\.(compiled|diffusers)\.\w+|autoencoders\.kl\.sample_posterior"
+    r"|data\.latent_store\.(ShardWriter|pack_record)|distribution\.layout\.pattern"
+    r"|data\.training_data\.(TrainingData|open_training_data)|fitting\.(ClassRun|drawing)"
+    r"|drawing\.(Drawing|add_drawing_flags|check_drawing_flags)"
+    r"|presets\.(add_config_flags|check_config|config_from_flags|config_from_json|config_to_json)"
+    r"|launch\.(jax_variables|tf_config)|vae_config\..*)|t2i\.(encode|sample|presets|runs)\.(?!main|TextTrainConfig).*"
+)
+
 # Modules of one backend import that one; PyTorch and TensorFlow bear each other in this order.
 IMPORTS = """
 import importlib, json, sys
@@ -92,8 +104,13 @@ if fcdm_keras.presets.MODEL_SIZES is not fcdm_keras.MODEL_SIZES:
 
 
 def test_every_module_is_importable_and_holds_its_public_functions_and_classes():
-    modules = RECORDED["modules"]
-    assert len(modules) > 80 and sum(map(len, modules.values())) > 300
+    recorded = RECORDED["modules"].items()
+    modules = {
+        path: [name for name in names if not INNER.fullmatch(f"{path}.{name}")]
+        for path, names in recorded
+        if not INNER.fullmatch(path)
+    }
+    assert len(modules) > 80 and sum(map(len, modules.values())) > 250
     done = subprocess.run(
         [sys.executable, "-c", IMPORTS],
         input=json.dumps(modules),
