@@ -14,8 +14,9 @@ import torch
 from keras import ops
 
 from fcdm_keras.backend.hub import keras_hub
+from fcdm_keras.convert import main
 from fcdm_keras.network.fcdm import FCDMBackbone
-from fcdm_keras.network.reference import load_torch_checkpoint, main, save_torch_state_dict
+from fcdm_keras.network.reference import load_torch_checkpoint, save_torch_state_dict
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "fcdm" / "fcdm_checkpoint.pt"
