@@ -102,7 +102,8 @@ def test_a_stopped_run_goes_on_to_the_same_files(one_task, preset, whole, tmp_pa
 
 SLOWED = """
 import sys, time
-from fcdm_keras import sample, tasks
+from fcdm_keras import sample
+from fcdm_keras.sampling import tasks
 
 generate = tasks.ClassToImage.generate
 tasks.ClassToImage.generate = lambda *args, **options: time.sleep(0.1) or generate(*args, **options)
