@@ -1,6 +1,6 @@
 """The whole suite, on all backends at once: `make test`.
 
-    python tests/suite.py [--backends jax torch tensorflow] [--quick] [--workers 2] [--keep FOLDER] [FILE…]
+    python tests/suite.py [--backends jax torch tensorflow] [--quick] [--workers 2] [-k EXPRESSION] [--keep FOLDER] [FILE…]
 
 A unit of work is a test file on one backend. Two units run at a time, the longest first, each in a process of its own
 that `warm.py` forks, which gives all its memory back at its end. The last lines tell what it cost.
@@ -81,9 +81,10 @@ class Unit:
     def expected(self):
         return SECONDS.get(self.file.stem.removeprefix("test_"), (20, 15, 20))[BACKENDS.index(self.backend)]
 
-    def start(self, quick):
+    def start(self, quick, expression):
         marks = ["quick"] * quick + ["not no_backend"] * (self.backend != "jax")
         command = [sys.executable, "-m", "pytest", str(self.file), "-p", "no:cacheprovider", "-m", " and ".join(marks)]
+        command += ["-k", expression] if expression else []
         record = str(self.folder / f"{self.name}.jsonl")
         environment = {**os.environ, "KERAS_BACKEND": self.backend, "SUITE_RECORD": record}
         if self.backend == "jax" and self.file.stem.removeprefix("test_") not in FULLY_COMPILED:
@@ -118,6 +119,7 @@ def main():
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--quick", action="store_true", help="only the tests marked `quick`")
+    parser.add_argument("-k", default="", metavar="EXPRESSION", help="only the tests that pytest chooses by it")
     parser.add_argument("--workers", type=int, default=2, help="units that run at a time")
     parser.add_argument("--keep", type=Path, help="folder for the output of all units, and a record of every test")
     options = parser.parse_args()
@@ -155,7 +157,7 @@ def run_all(units, options):
     while waiting or running:
         while waiting and len(running) < options.workers:
             running.append(waiting.pop(0))
-            running[-1].start(options.quick)
+            running[-1].start(options.quick, options.k)
         time.sleep(0.05)
         for unit in [unit for unit in running if unit.ended()]:
             running.remove(unit)
