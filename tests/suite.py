@@ -1,6 +1,8 @@
 """The whole suite, on all backends at once: `make test`.
 
-    python tests/suite.py [--backends jax torch tensorflow] [--quick] [--workers 2] [-k EXPRESSION] [--keep FOLDER] [FILE…]
+    python tests/suite.py                                   # everything; for CI
+    python tests/suite.py --quick                           # what a change to the core needs
+    python tests/suite.py --backends torch -k grn tests/test_backbone.py
 
 A unit of work is a test file on one backend. Two units run at a time, the longest first, each in a process of its own
 that `warm.py` forks, which gives all its memory back at its end. The last lines tell what it cost.
@@ -87,7 +89,7 @@ class Unit:
         command += ["-k", expression] if expression else []
         record = str(self.folder / f"{self.name}.jsonl")
         environment = {**os.environ, "KERAS_BACKEND": self.backend, "SUITE_RECORD": record}
-        if self.backend == "jax" and self.file.stem.removeprefix("test_") not in FULLY_COMPILED:
+        if self.backend == "jax" and (quick or self.file.stem.removeprefix("test_") not in FULLY_COMPILED):
             environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP_COMPILATION}".strip()
         with open(self.folder / f"{self.name}.log", "w") as log:
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
