@@ -134,7 +134,6 @@ DAMAGES = {
 }
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, trainer, other):
     manager = CheckpointManager(tmp_path)
