@@ -111,7 +111,6 @@ def test_accumulated_micro_batches_equal_the_whole_batch():
         assert one["loss"] == pytest.approx(four["loss"], rel=1e-5)
 
 
-@pytest.mark.quick
 def test_gradients_can_be_clipped():
     latents, labels = data(8)
     norms = []
@@ -166,8 +165,7 @@ def test_draws_differ_between_rows_and_steps_and_follow_the_seed():
         assert (other[0] != times).mean() > 0.9 and np.abs(other[1] - noise).max() > 0.1
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("warmup", [False, pytest.param(True, marks=pytest.mark.quick)])  # without: test_golden.py
 def test_ema_follows_its_formula(warmup):
     latents, labels = data(8)
     trainer = trainer_of(ema_warmup=True) if warmup else trainer_of()
