@@ -125,7 +125,6 @@ def test_gradients_of_micro_batches_are_averaged_and_not_added():
     np.testing.assert_allclose(runs[1], runs[0], atol=1e-3 * np.abs(runs[0]).max())
 
 
-@pytest.mark.quick
 def test_gradients_can_be_clipped():
     latents, labels = data(8)
     norms = []
@@ -180,8 +179,7 @@ def test_draws_differ_between_rows_and_steps_and_follow_the_seed():
         assert (other[0] != times).mean() > 0.9 and np.abs(other[1] - noise).max() > 0.1
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("warmup", [False, pytest.param(True, marks=pytest.mark.quick)])  # without: test_golden.py
 def test_ema_follows_its_formula(warmup):
     latents, labels = data(8)
     trainer = trainer_of(ema_warmup=True) if warmup else trainer_of()

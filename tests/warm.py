@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import gc
 import importlib
-import importlib.util
 import json
 import os
 import runpy
@@ -22,7 +21,6 @@ import sys
 import threading
 
 # Keras first, as in our own modules: under PyTorch it crashes where TensorFlow comes before.
-HUBS = ("fcdm_keras.backend.hub", "fcdm_keras.hub")  # the first that is there; it hides TensorFlow's GPUs
 NAMES = (
     "torch", "jax", "tensorflow", "h5py", "PIL.Image", "matplotlib.pyplot", "grain", "pytest", "sklearn.linear_model",
     "sklearn.datasets", "scipy.linalg", "tensorboardX", "safetensors.numpy", "tqdm",
@@ -31,7 +29,7 @@ NAMES_ON_TORCH = ("open_clip", "tensorflow_datasets")  # of the text encoder's p
 
 
 def import_all():
-    for name in ("keras", next(name for name in HUBS if _is_there(name)), *NAMES):
+    for name in ("keras", "fcdm_keras.backend.hub", *NAMES):
         importlib.import_module(name)
     if os.environ["KERAS_BACKEND"] == "torch":
         for name in NAMES_ON_TORCH:
@@ -41,13 +39,6 @@ def import_all():
     tasks = "/proc/self/task"
     if os.path.exists(tasks) and len(os.listdir(tasks)) > 1:
         raise RuntimeError("an import has started a thread, which forked processes would lack")
-
-
-def _is_there(name):
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def serve(address):
