@@ -29,7 +29,9 @@ def main(module, *flags):
     if "KILL_AT" in os.environ and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         kill_at(*map(int, os.environ["KILL_AT"].split(":")))
     if module == "train_coco.py":
-        import text_helpers  # noqa: F401  (its text encoders start quickly)
+        import text_helpers  # its text encoders start quickly
+
+        text_helpers.score_few()
     sys.argv = [module, *flags]
     if module.endswith(".py"):
         runpy.run_path(str(ROOT / module), run_name="__main__")

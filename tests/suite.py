@@ -39,12 +39,9 @@ FULLY_COMPILED = (
     "backbone",
     "compat",
     "diffusion",
-    "distribution",
     "golden",
     "kernels",
-    "layers",
     "objectives",
-    "resume",
 )
 # CPU seconds of the longest units on JAX, PyTorch and TensorFlow, roughly: they start first, in this order.
 SECONDS = {

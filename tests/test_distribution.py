@@ -270,12 +270,8 @@ def test_text_to_image_on_two_processes_trains_as_on_one(tiny_clip, tmp_path):
     """The autoencoder, the model and the scores, each made by both."""
     flags = ["--steps=3", "--autoencoder-steps=3", "--global-batch-size=4", "--num-captions=12", "--log-every=1"]
     flags += ["--sample-every=3", "--num-sampling-steps=1", "--cfg-scale=1", f"--text-encoder={tiny_clip}"]
-    # A third less to compile on JAX; the runs of the digits are compared fully compiled.
     runs = [("two", place) for place in places()] + [("one", {})]
-    less = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    started = [
-        start("train_coco.py", f"--results-dir={tmp_path / name}", *flags, **place, **less) for name, place in runs
-    ]
+    started = [start("train_coco.py", f"--results-dir={tmp_path / name}", *flags, **place) for name, place in runs]
     outputs = [finished(process) for process in started]
     assert [status for _, status in outputs] == [0, 0, 0], outputs
     two, one = (tmp_path / name / "shapes" for name in ("two", "one"))

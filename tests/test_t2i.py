@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -20,7 +19,7 @@ from helpers import tiny_backbone, to_numpy
 from PIL import Image
 from small_run import SMALL
 from test_tasks import almost_equal
-from text_helpers import share_processes
+from text_helpers import score_few, share_processes
 
 import train_coco
 from fcdm_keras import sample
@@ -53,10 +52,7 @@ def patched():
     with pytest.MonkeyPatch.context() as monkeypatch:
         share_processes(monkeypatch)
         monkeypatch.setitem(MODEL_SIZES, "XS", SMALL)
-        # Four pictures at a time everywhere, without guidance: one sampler is compiled.
-        few = functools.partial(report.score_model, count=4, scales=(1.0,), curve_count=1)
-        monkeypatch.setattr(report, "score_model", few)
-        monkeypatch.setattr(data, "GRID_IMAGES", 4)
+        score_few(monkeypatch.setattr)
         yield monkeypatch
 
 

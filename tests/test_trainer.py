@@ -100,29 +100,21 @@ SGD = functools.partial(trainer_of, keras.optimizers.SGD)  # Adam's first steps 
 
 @pytest.mark.quick
 def test_accumulated_micro_batches_equal_the_whole_batch():
+    """Where the norm of the mean gradients is clipped, 16.7 at first, and where it is not, 7.9; four times that is."""
     latents, labels = data(8)
+    noise = np.random.default_rng(1).standard_normal(latents.shape, dtype="float32")
+    batches = [{"latents": latents, "labels": labels, "noise": scale * noise} for scale in (1.0, 10.0)]
     runs = []
     for accumulation_steps in (1, 4):
-        trainer = SGD(0.05, clip=1.0, accumulation_steps=accumulation_steps)
-        logs = [trainer.train_on_batch(latents, labels, return_dict=True) for _ in range(3)]
-        runs.append((weights_of(trainer), logs))
+        trainer = SGD(0.005, clip=12.0, accumulation_steps=accumulation_steps)
+        logs, weights = [], []
+        for batch in batches:
+            logs.append(trainer.train_on_batch(batch, return_dict=True))
+            weights += weights_of(trainer)
+        runs.append((weights, logs))
     assert_weights_equal(runs[0][0], runs[1][0], rtol=1e-4, atol=1e-6)
     for one, four in zip(runs[0][1], runs[1][1], strict=True):
         assert one["loss"] == pytest.approx(four["loss"], rel=1e-5)
-
-
-@pytest.mark.quick
-def test_gradients_of_micro_batches_are_averaged_and_not_added():
-    """Without clipping, which hides their scale as Adam does."""
-    latents, labels = data(8)
-    runs = []
-    for accumulation_steps in (1, 4):
-        trainer = SGD(1e-3, accumulation_steps=accumulation_steps)
-        start = weights_of(trainer)
-        trainer.train_on_batch(latents, labels)
-        runs.append(np.concatenate([(w - s).ravel() for w, s in zip(weights_of(trainer), start, strict=True)]))
-    assert np.abs(runs[0]).max() > 1e-4
-    np.testing.assert_allclose(runs[1], runs[0], atol=1e-3 * np.abs(runs[0]).max())
 
 
 def test_gradients_can_be_clipped():
