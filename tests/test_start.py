@@ -1,11 +1,11 @@
 """Importing the package starts no devices: `distribution.setup` must come before anything that does."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import keras
+import processes
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +44,6 @@ print("nothing started")
 def test_importing_every_module_starts_no_devices():
     command = [sys.executable, "-c", IMPORTS_ALL]
     environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend()}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = processes.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "nothing started"

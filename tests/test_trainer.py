@@ -156,6 +156,16 @@ def test_labels_are_dropped_as_often_as_asked(mode, joint_null):
 
 
 @pytest.mark.quick
+def test_timesteps_are_drawn_over_the_whole_process():
+    trainer = DiffusionTrainer(tiny_backbone((0, 0, 0, 0, 0)))
+    latents = np.zeros((20_000, 1, 1, 2), "float32")
+    batch = {"latents": latents, "labels": np.zeros(20_000, "int32"), "noise": latents}
+    timesteps = to_numpy(trainer.draw(trainer.unpack(batch))["timesteps"])
+    counts = np.bincount(timesteps, minlength=1000)
+    assert len(counts) == 1000 and counts.min() > 0 and counts.max() < 60
+
+
+@pytest.mark.quick
 def test_draws_differ_between_rows_and_steps_and_follow_the_seed():
     draws = []
     for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0)):
