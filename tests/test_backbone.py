@@ -159,6 +159,18 @@ def test_grn_has_finite_gradients_where_a_channel_is_zero():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.quick
+def test_gradient_checkpointing_recomputes_every_block_in_training_only(monkeypatch):
+    """What it saves is memory, which no number shows."""
+    backbone, recomputed = tiny_backbone((1, 1, 2, 1, 1)), []
+    monkeypatch.setattr(keras, "remat", lambda function: recomputed.append(function) or function)
+    for enabled, training, expected in ((False, True, 0), (True, False, 0), (True, True, 6)):
+        backbone.gradient_checkpointing = enabled
+        recomputed.clear()
+        backbone(inputs(), training=training)
+        assert len(recomputed) == expected
+
+
 def test_gradient_checkpointing_changes_nogradient_of():
     block = FCDMBlock()
     block.build((None, None, None, 4))

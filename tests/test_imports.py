@@ -97,16 +97,11 @@ def test_gpus_are_hidden_from_tensorflow_before_kerashub_imports_it():
 HIDES_AT_ONCE = """
 import importlib, sys
 
-for module in ("autoencoders", "trainer", "evaluation.features"):
-<<<<<<< HEAD
-    importlib.import_module(f"fcdm_keras.{module}")
-    print("fcdm_keras.backend.hub" in sys.modules)
-=======
->>>>>>> h1
+for module in ("autoencoders", "training.trainer", "evaluation.features"):
     for name in [name for name in sys.modules if name.startswith("fcdm_keras")]:
         del sys.modules[name]
     importlib.import_module(f"fcdm_keras.{module}")
-    print("fcdm_keras.hub" in sys.modules)
+    print("fcdm_keras.backend.hub" in sys.modules)
 """
 
 
