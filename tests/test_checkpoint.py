@@ -231,6 +231,7 @@ class Disk:
         patch.setattr(os, "replace", noted_replace)
 
 
+@pytest.mark.quick
 def test_a_checkpoint_is_on_disk_before_it_has_its_name(tmp_path, trainer, monkeypatch):
     """A power cut may lose what was not synced: both files and their folder, then the new name in the folder above."""
     manager = CheckpointManager(tmp_path / "checkpoints")

@@ -9,6 +9,7 @@ import pytest
 from helpers import tiny_backbone, to_numpy
 from keras import ops
 
+from fcdm_keras.diffusion import randomness
 from fcdm_keras.training.optimizer import AdamW
 from fcdm_keras.training.trainer import DiffusionTrainer
 
@@ -153,6 +154,17 @@ def test_labels_are_dropped_as_often_as_asked(mode, joint_null):
     assert null.reshape(4096, -1).all(axis=1).mean() == pytest.approx(joint_null, abs=0.03)
     kept = labels.reshape(4096, -1)[~null.reshape(4096, -1).any(axis=1)]
     assert (kept < 10).all()
+
+
+@pytest.mark.quick
+def test_no_two_uses_share_a_stream_of_random_numbers(monkeypatch):
+    trainer, purposes, keys = DiffusionTrainer(tiny_backbone((0, 0, 0, 0, 0))), [], randomness.sample_keys
+    monkeypatch.setattr(randomness, "sample_keys", lambda *args: purposes.append(args[1]) or keys(*args))
+    batch = trainer.unpack(data())
+    trainer.draw(batch)
+    trainer.draw_for_evaluation(batch)
+    names = ("TIMESTEPS", "NOISE", "LABEL_DROP", "EVAL_TIMESTEPS", "EVAL_NOISE")
+    assert sorted(purposes) == sorted(getattr(randomness, name) for name in names) and len(set(purposes)) == 5
 
 
 @pytest.mark.quick
