@@ -235,7 +235,8 @@ def run(patched, tiny_clip, tmp_path_factory):
     return folder
 
 
-def test_a_killed_and_resumed_run_ends_as_one_that_was_not(run, tiny_clip, tmp_path):
+def test_a_killed_and_resumed_run_ends_as_one_that_was_not(run, tiny_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.ShapesData, "score", lambda *args: {})  # what is drawn changes no weight
     train_coco.main([*flags(tmp_path, tiny_clip), "--sample-every=0"])
     whole, resumed = (TextToImage.from_preset(folder) for folder in (tmp_path / "shapes", run))
     assert whole.autoencoder.weights_hash() == resumed.autoencoder.weights_hash()
