@@ -15,6 +15,7 @@ from fcdm_keras.backend.hub import keras_hub
 from fcdm_keras.diffusion import guidance, randomness
 from fcdm_keras.diffusion.objectives import OBJECTIVES
 from fcdm_keras.diffusion.samplers import SAMPLERS, taken
+from fcdm_keras.network.backbones import BACKBONES  # noqa: F401  (registers all, for presets)
 from fcdm_keras.network.base import DiffusionBackbone
 
 
