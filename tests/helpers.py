@@ -2,11 +2,14 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 from fcdm_keras.autoencoders import KLAutoencoder
 from fcdm_keras.network.fcdm import FCDMBackbone
 
+# For tests that compile a training step, which takes the other backends long.
+quick_on_torch = pytest.mark.quick if keras.backend.backend() == "torch" else lambda test: test
 SMALL_AUTOENCODER = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
 
 

@@ -153,10 +153,11 @@ def units_of(options, folder):
     units = []
     for file in sorted(options.files or (ROOT / "tests").glob("test_*.py")):
         text = file.read_text()
-        if options.quick and "mark.quick" not in text:
-            continue
         once = "\npytestmark = pytest.mark.no_backend\n" in text or "\npytestmark = [pytest.mark.no_backend" in text
-        units += [Unit(file, b, folder) for b in options.backends if b == "jax" or not once]
+        backends = [backend for backend in options.backends if backend == "jax" or not once]
+        if options.quick:
+            backends = [b for b in backends if "mark.quick" in text or (b == "torch" and "@quick_on_torch" in text)]
+        units += [Unit(file, backend, folder) for backend in backends]
     return sorted(units, key=Unit.expected, reverse=True)
 
 

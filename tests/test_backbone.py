@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import gradient_of, inputs, relative_error, tiny_backbone, to_numpy
+from helpers import gradient_of, inputs, quick_on_torch, relative_error, tiny_backbone, to_numpy
 from keras import ops
 
 from fcdm_keras.backend.hub import keras_hub
@@ -159,7 +159,7 @@ def test_grn_has_finite_gradients_where_a_channel_is_zero():
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.quick
+@quick_on_torch
 def test_gradient_checkpointing_recomputes_every_block_in_training_only(monkeypatch):
     """What it saves is memory, which no number shows."""
     backbone, recomputed = tiny_backbone((1, 1, 2, 1, 1)), []

@@ -6,7 +6,7 @@ import grain
 import keras
 import numpy as np
 import pytest
-from helpers import tiny_backbone, to_numpy
+from helpers import quick_on_torch, tiny_backbone, to_numpy
 from keras import ops
 
 from fcdm_keras.diffusion import randomness
@@ -99,7 +99,7 @@ def test_the_end_of_a_finite_data_set_does_not_count_as_a_step():
 SGD = functools.partial(trainer_of, keras.optimizers.SGD)  # Adam's first steps are sign-like and blow rounding up
 
 
-@pytest.mark.quick
+@quick_on_torch
 def test_accumulated_micro_batches_equal_the_whole_batch():
     """Where the norm of the mean gradients is clipped, 16.7 at first, and where it is not, 7.9; four times that is."""
     latents, labels = data(8)
@@ -143,7 +143,7 @@ def test_evaluate_repeats_itself_in_any_batch_size_and_drops_no_labels():
     assert without.evaluate(latents, labels, verbose=0, return_dict=True) == pytest.approx(first, rel=1e-5)
 
 
-@pytest.mark.quick
+@quick_on_torch
 @pytest.mark.parametrize(("mode", "joint_null"), [("joint", 0.3), ("per_level", 0.3**3)])
 def test_labels_are_dropped_as_often_as_asked(mode, joint_null):
     trainer = DiffusionTrainer(tiny_backbone((0, 0, 0, 0, 0)), label_dropout=0.3, label_dropout_mode=mode)
@@ -156,7 +156,7 @@ def test_labels_are_dropped_as_often_as_asked(mode, joint_null):
     assert (kept < 10).all()
 
 
-@pytest.mark.quick
+@quick_on_torch
 def test_no_two_uses_share_a_stream_of_random_numbers(monkeypatch):
     trainer, purposes, keys = DiffusionTrainer(tiny_backbone((0, 0, 0, 0, 0))), [], randomness.sample_keys
     monkeypatch.setattr(randomness, "sample_keys", lambda *args: purposes.append(args[1]) or keys(*args))
@@ -167,7 +167,7 @@ def test_no_two_uses_share_a_stream_of_random_numbers(monkeypatch):
     assert sorted(purposes) == sorted(getattr(randomness, name) for name in names) and len(set(purposes)) == 5
 
 
-@pytest.mark.quick
+@quick_on_torch
 def test_timesteps_are_drawn_over_the_whole_process():
     trainer = DiffusionTrainer(tiny_backbone((0, 0, 0, 0, 0)))
     latents = np.zeros((20_000, 1, 1, 2), "float32")
@@ -177,7 +177,7 @@ def test_timesteps_are_drawn_over_the_whole_process():
     assert len(counts) == 1000 and counts.min() > 0 and counts.max() < 60
 
 
-@pytest.mark.quick
+@quick_on_torch
 def test_draws_differ_between_rows_and_steps_and_follow_the_seed():
     draws = []
     for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0)):
@@ -242,7 +242,7 @@ def test_gradient_checkpointing_trains_the_same():
     assert_weights_equal(*runs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.quick
+@quick_on_torch
 def test_our_adamw_is_the_published_algorithm():
     """Kingma and Ba, algorithm 1, in float64; gradients as small as ε, where Keras's variant differs most."""
     generator = np.random.default_rng(0)
