@@ -1,6 +1,5 @@
 """Models found again: of a run folder, a preset, or a reference checkpoint."""
 
-import json
 from pathlib import Path
 
 from fcdm_keras import options
@@ -34,7 +33,7 @@ def load_task(source, autoencoder=None):
         FileNotFoundError: there is no model.
         ValueError: its files are damaged.
     """
-    options = {} if autoencoder is None else {"autoencoder": autoencoder}
+    replaced = {} if autoencoder is None else {"autoencoder": autoencoder}
 
     def unfinished(folder):
         config = stored_config(folder)
@@ -45,10 +44,10 @@ def load_task(source, autoencoder=None):
 
     def load(preset):
         file = Path(preset) / "task.json"
-        kind = json.loads(file.read_text(encoding="utf-8"))["class_name"] if file.exists() else "ClassToImage"
+        kind = options.read_json(file)["class_name"] if file.exists() else "ClassToImage"
         if kind != "ClassToImage":
             raise ValueError(f"it holds a {kind}, and a ClassToImage is needed.")
-        return ClassToImage.from_preset(preset, **options)
+        return ClassToImage.from_preset(preset, **replaced)
 
     return find_model(source, load, unfinished)
 
