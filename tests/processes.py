@@ -51,13 +51,15 @@ def start(command, *, cwd=None, env=None, stdin=None, stdout=None, stderr=None, 
     return Forked(address, command, cwd, env or os.environ, (stdin, stdout, stderr), text)
 
 
-def run(command, *, timeout=None, check=False, capture_output=False, **options):
+def run(command, *, input=None, timeout=None, check=False, capture_output=False, **options):
     """`subprocess.run(command, …)`."""
+    if input is not None:
+        options["stdin"] = subprocess.PIPE
     if capture_output:
         options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = start(command, **options)
     try:
-        output, errors = process.communicate(timeout=timeout)
+        output, errors = process.communicate(input, timeout)
     finally:
         process.kill()
     if check and process.returncode:

@@ -91,7 +91,7 @@ class Unit:
         return SECONDS.get(self.file.stem.removeprefix("test_"), (10, 5, 10))[BACKENDS.index(self.backend)]
 
     def start(self, quick, expression):
-        marks = ["quick"] * quick + ["not no_backend"] * (self.backend != "jax")
+        marks = ["quick"] * quick + ["not no_backend"] * (self.backend != "torch")
         command = [sys.executable, "-m", "pytest", str(self.file), "-p", "no:cacheprovider", "-m", " and ".join(marks)]
         command += ["-k", expression] if expression else []
         record = str(self.folder / f"{self.name}.jsonl")
@@ -154,7 +154,7 @@ def units_of(options, folder):
     for file in sorted(options.files or (ROOT / "tests").glob("test_*.py")):
         text = file.read_text()
         once = "\npytestmark = pytest.mark.no_backend\n" in text or "\npytestmark = [pytest.mark.no_backend" in text
-        backends = [backend for backend in options.backends if backend == "jax" or not once]
+        backends = [backend for backend in options.backends if backend == "torch" or not once]
         if options.quick:
             backends = [b for b in backends if "mark.quick" in text or (b == "torch" and "@quick_on_torch" in text)]
         units += [Unit(file, backend, folder) for backend in backends]

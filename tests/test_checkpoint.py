@@ -299,6 +299,7 @@ def newest_of_whole(folder):
     return steps[-1]
 
 
+@pytest.mark.no_backend
 @FORKS
 def test_a_kill_at_random_moments_leaves_whole_checkpoints(tmp_path, trainer, other):
     moments = random.Random(0)

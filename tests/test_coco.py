@@ -292,6 +292,7 @@ def test_a_run_takes_latents_captions_and_the_text_encoder_from_the_store(store,
     assert captions == ["A red bus.", "The cat to the RIGHT of a bowl", "a"] and shown.shape == (3, 16)
 
 
+@pytest.mark.no_backend
 def test_the_script_trains_from_a_store_and_starts_from_a_class_model(store, clip, tmp_path, capsys):
     classes = FCDMBackbone(8, (0, 0, 1, 0, 0), num_classes=3, in_channels=4)
     classes.save_to_preset(str(tmp_path / "classes"))

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import os
-import subprocess
 import sys
 import tarfile
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
+import processes
 import pytest
 from conftest import GOLDEN
 from PIL import Image
@@ -200,7 +200,7 @@ def test_a_preset_draws_the_recorded_images(drawn):
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """The archive of a run on text, and a preset of another one."""
-    return unpack("text_jax", tmp_path_factory.mktemp("text"))
+    return unpack("text_torch", tmp_path_factory.mktemp("text"))
 
 
 def encoder_of(flags):
@@ -223,11 +223,11 @@ def test_an_unfinished_text_run_is_read(text):
     assert images.shape == (1, 32, 32, 3) and images.std() > 10
 
 
-if BACKEND == "jax":
+if BACKEND == "torch":  # runs on stores and on text were recorded there
 
     def test_a_run_on_a_latent_store_goes_on_to_the_recorded_state(tmp_path):
         """Store and autoencoder lie elsewhere now."""
-        folder = unpack("photos_jax", tmp_path)
+        folder = unpack("photos_torch", tmp_path)
         flags = [f"--{name}={folder / name}" for name in ("latents", "vae")]
         output = go_on(train_imagenet, *PHOTOS, *flags, f"--results-dir={folder / 'half'}")
         assert "resumed at step 3" in output
@@ -260,5 +260,5 @@ def test_stored_models_are_loaded_where_nothing_else_was_imported(program, text,
     for name, target in (("autoencoder.keras", FILES), ("samples", drawn[0]), ("text", text)):
         (tmp_path / name).symlink_to(target / name if target == FILES else target)
     command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = processes.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == FRESH[program], done.stderr

@@ -195,6 +195,7 @@ def run(*arguments):
     return processes.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.no_backend
 def test_command_writes_a_preset(tmp_path, model_state):
     preset = tmp_path / "preset"
     done = run(GOLDEN, preset, "--weights", "model")
@@ -218,6 +219,7 @@ def test_command_fails_in_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.no_backend
 def test_command_says_why_a_preset_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SystemExit, match="^error: .*file"):

@@ -266,6 +266,7 @@ def test_latents_do_not_depend_on_the_number_of_devices(tmp_path):
     assert a[3] == b[3] and len(set(a[3])) == 10
 
 
+@pytest.mark.no_backend
 def test_text_to_image_on_two_processes_trains_as_on_one(tiny_clip, tmp_path):
     """The autoencoder, the model and the scores, each made by both."""
     flags = ["--steps=3", "--autoencoder-steps=3", "--global-batch-size=4", "--num-captions=12", "--log-every=1"]

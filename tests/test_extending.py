@@ -50,6 +50,7 @@ def test_an_objective_and_a_conditioning_module_train(extended):
     assert set(trainer.get_metrics_result()) == {"loss"}
 
 
+@pytest.mark.no_backend
 def test_a_data_set_trains_and_a_sampler_draws(extended, train):
     folder = train("XS")
     assert (folder / "samples.png").exists() and len((folder / "log.csv").read_text().splitlines()) >= 1
@@ -57,12 +58,14 @@ def test_a_data_set_trains_and_a_sampler_draws(extended, train):
     assert images.shape == (3, 8, 8, 3) and images.dtype == np.uint8
 
 
+@pytest.mark.no_backend
 def test_a_data_set_refuses_in_its_own_words(extended, capsys):
     with pytest.raises(SystemExit):
         train_imagenet.main(["--recipe=colours", "--num-classes=4"])
     assert "there are three colours; leave out --num-classes. Received: 4" in capsys.readouterr().err
 
 
+@pytest.mark.no_backend
 def test_a_backbone_trains_and_its_preset_draws(extended, train):
     folder = train("Plain")
     task = ClassToImage.from_preset(str(folder / "preset"))

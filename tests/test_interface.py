@@ -8,10 +8,10 @@ import importlib
 import io
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from conftest import GOLDEN
 
@@ -111,7 +111,7 @@ def test_every_module_is_importable_and_holds_its_public_functions_and_classes()
         if not INNER.fullmatch(path)
     }
     assert len(modules) > 80 and sum(map(len, modules.values())) > 250
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-c", IMPORTS],
         input=json.dumps(modules),
         cwd=ROOT,

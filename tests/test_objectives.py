@@ -67,6 +67,7 @@ class Velocity(IDDPM):
         return {"loss": ops.mean(ops.square(output - batch["noise"] + batch["latents"]), axis=(1, 2, 3))}
 
 
+@pytest.mark.no_backend
 def test_a_trainer_takes_another_objective():
     trainer = DiffusionTrainer(tiny_backbone((0, 0, 0, 0, 0), out_channels=2), objective=Velocity())
     trainer.compile()

@@ -129,6 +129,7 @@ def test_it_is_trained_once_and_its_latents_are_standard(trained):
     assert again.weights_hash() == autoencoder.weights_hash()
 
 
+@pytest.mark.no_backend
 def test_training_that_was_stopped_ends_as_if_it_was_not(trained, tmp_path, monkeypatch):
     on_step = callbacks.Checkpoint.on_step
 

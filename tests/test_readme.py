@@ -66,6 +66,7 @@ def supplied(tmp_path, monkeypatch, tiny_clip):
     return {"TOWER": tiny_clip, "VAE": str(VAE), **training, **pixels, **features}
 
 
+@pytest.mark.no_backend
 def test_every_python_block_runs(supplied):
     """In one namespace, as a reader who types them all; what was supplied is there anew for each."""
     found, namespace = blocks("python"), {}

@@ -59,6 +59,7 @@ def run(tmp_path_factory):
     return folder, float(drawn.mean())
 
 
+@pytest.mark.no_backend
 def test_scores_while_training_are_of_the_ema_weights(run):
     folder, mean = run
     rows = callbacks.read_csv(folder / "scores.csv")
@@ -90,6 +91,7 @@ class Page(HTMLParser):
             self.cells.append(data)
 
 
+@pytest.mark.no_backend
 def test_the_page_is_self_contained_and_shows_curves_grids_scores_and_settings(run, tmp_path, capsys):
     folder, _ = run
     (folder / "evaluation.json").write_text(json.dumps({"fid": 12.3456, "precision": 0.6789, "num_samples": 500}))
@@ -241,6 +243,7 @@ def test_channel_diversity_is_that_of_the_activations_behind_grn():
     )
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("kind", ["spectrum", "activations"])
 def test_analyses_write_a_plot_and_numbers(run, tmp_path, kind, capsys):
     folder, _ = run
@@ -257,6 +260,7 @@ def test_analyses_write_a_plot_and_numbers(run, tmp_path, kind, capsys):
     assert "on average" in capsys.readouterr().out
 
 
+@pytest.mark.no_backend
 def test_analyses_of_files_of_images_and_latents(run, tmp_path):
     folder, _ = run
     pictures = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1)).astype("uint8")
@@ -271,6 +275,7 @@ def test_analyses_of_files_of_images_and_latents(run, tmp_path):
     assert len(values[0]) == 2 and values[0] == pytest.approx(values[1], rel=1e-5)
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     ("arrays", "flags", "message"),
     [

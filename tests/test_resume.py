@@ -26,7 +26,7 @@ from fcdm_keras.data.embedded import load_digits
 from fcdm_keras.runs.build import build_trainer
 
 ROOT = Path(__file__).parent.parent
-NEXT_BACKEND = {"jax": "torch", "torch": "tensorflow", "tensorflow": "jax"}
+NEXT_BACKEND = {"jax": "torch", "torch": "tensorflow"}  # so that all three are compared
 STEPS, EVERY = 10, 4
 SMALL = recipes.ModelSize(8, (1, 0, 0, 0, 0))  # of recipe digits here: the network is not the subject
 
@@ -89,6 +89,7 @@ def uninterrupted(tmp_path_factory):
     return results
 
 
+@pytest.mark.no_backend
 def test_a_run_writes_what_the_readme_says(uninterrupted):
     folder = uninterrupted / "digits"
     for name in ("config.json", "log.csv", "loss.png", "scores.json", "checkpoints", "preset", "tensorboard"):
@@ -108,6 +109,7 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_as_one_that_was_not(uninterru
     assert log(tmp_path) == log(uninterrupted)
 
 
+@pytest.mark.no_backend
 def test_a_finished_run_can_be_scored_again_and_trained_on(uninterrupted):
     before = weights(uninterrupted)
     assert f"resumed at step {STEPS}" in train(uninterrupted)
@@ -149,16 +151,17 @@ def elsewhere(uninterrupted, tmp_path_factory):
     return json.loads(losses.removeprefix("LOSSES")), output, results
 
 
-def test_backends_walk_the_same_trajectory_from_the_same_seed(elsewhere):
-    """Initial weights, timesteps, noise and dropped labels are the same; only rounding differs."""
-    np.testing.assert_allclose(trajectory(), elsewhere[0], rtol=1e-3)
+if keras.backend.backend() in NEXT_BACKEND:
 
+    def test_backends_walk_the_same_trajectory_from_the_same_seed(elsewhere):
+        """Initial weights, timesteps, noise and dropped labels are the same; only rounding differs."""
+        np.testing.assert_allclose(trajectory(), elsewhere[0], rtol=1e-3)
 
-def test_a_checkpoint_goes_on_on_another_backend(elsewhere):
-    _, output, results = elsewhere
-    assert f"resumed at step {STEPS}" in output
-    rows = log(results)
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 3))
-    assert all(np.isfinite(row["loss"]) for row in rows)
-    assert rows[-1]["loss"] < rows[0]["loss"]
-    assert to_numpy(weights(results, STEPS + 2)["vars/0"]) == STEPS + 2
+    def test_a_checkpoint_goes_on_on_another_backend(elsewhere):
+        _, output, results = elsewhere
+        assert f"resumed at step {STEPS}" in output
+        rows = log(results)
+        assert [row["step"] for row in rows] == list(range(1, STEPS + 3))
+        assert all(np.isfinite(row["loss"]) for row in rows)
+        assert rows[-1]["loss"] < rows[0]["loss"]
+        assert to_numpy(weights(results, STEPS + 2)["vars/0"]) == STEPS + 2

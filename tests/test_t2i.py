@@ -235,6 +235,7 @@ def run(patched, tiny_clip, tmp_path_factory):
     return folder
 
 
+@pytest.mark.no_backend
 def test_a_killed_and_resumed_run_ends_as_one_that_was_not(run, tiny_clip, tmp_path, monkeypatch):
     monkeypatch.setattr(data.ShapesData, "score", lambda *args: {})  # what is drawn changes no weight
     train_coco.main([*flags(tmp_path, tiny_clip), "--sample-every=0"])

@@ -273,6 +273,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.no_backend
 def test_a_run_writes_an_autoencoder_that_others_read(finished):
     scores = json.loads((finished / "scores.json").read_text())
     autoencoder = KLAutoencoder.from_diffusers(finished)
@@ -290,6 +291,7 @@ def test_a_run_writes_an_autoencoder_that_others_read(finished):
     assert [line.split(",")[0] for line in (finished / "log.csv").read_text().split()] == ["step", "2", "4", "6"]
 
 
+@pytest.mark.no_backend
 def test_a_killed_and_resumed_run_ends_as_one_that_was_not(finished, tmp_path):
     command = [sys.executable, "-m", "fcdm_keras.train_vae", *FLAGS, "--steps=500", "--output", str(tmp_path)]
     process = processes.start(command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -307,6 +309,7 @@ def test_a_killed_and_resumed_run_ends_as_one_that_was_not(finished, tmp_path):
     assert steps[0] == steps[1]
 
 
+@pytest.mark.no_backend
 def test_a_finished_run_is_exported_again_and_other_settings_are_refused(finished, capsys):
     before = json.loads((finished / "scores.json").read_text())
     train_vae.main([*FLAGS, "--steps=6", "--output", str(finished)])

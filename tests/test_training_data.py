@@ -66,6 +66,7 @@ def train(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.no_backend
 def test_training_from_a_store_writes_images_of_the_decoder(train, store, tmp_path):
     """The whole script: latents read by worker processes, grids, a preset that draws; stopped half-way and resumed."""
     flags, reference = [*FLAGS, f"--latents={store}", "--ckpt-every=2"], tmp_path / "reference.npz"

@@ -84,7 +84,7 @@ def make_photos(build):
 
     from fcdm_keras import KLAutoencoder
 
-    folder, generator = build / "photos_jax", np.random.default_rng(0)
+    folder, generator = build / "photos_torch", np.random.default_rng(0)
     folder.mkdir()
     keras.utils.set_random_seed(0)
     autoencoder = KLAutoencoder((8, 16), 1, norm_num_groups=4)
@@ -96,11 +96,11 @@ def make_photos(build):
         pixels = generator.integers(0, 256, (5, 6, 3), "uint8").repeat(4, 0).repeat(4, 1)
         Image.fromarray(pixels).save(path)
     names = [f"--source={build / 'images'}", f"--vae={folder / 'vae'}", f"--output={folder / 'latents'}"]
-    command(0, "fcdm_keras.encode", *names, "--image-size=16", "--shard-size=10", "--batch-size=8")
+    command(0, "fcdm_keras.encode", *names, "--image-size=16", "--shard-size=10", "--batch-size=8", backend="torch")
     import test_compat
 
     flags = [*test_compat.PHOTOS, f"--latents={folder / 'latents'}", f"--vae={folder / 'vae'}"]
-    recorded_run(folder, "train_imagenet.py", flags, "photos")
+    recorded_run(folder, "train_imagenet.py", flags, "photos", "torch")
 
 
 def make_text(build):
@@ -109,14 +109,14 @@ def make_text(build):
 
     from t2i import TextToImage
 
-    folder = build / "text_jax"
+    folder = build / "text_torch"
     folder.mkdir()
     flags = test_compat.write_tower(build)
-    whole = recorded_run(folder, "train_coco.py", [*test_compat.SHAPES, *flags], "shapes")
+    whole = recorded_run(folder, "train_coco.py", [*test_compat.SHAPES, *flags], "shapes", "torch")
     task = stirred(TextToImage.from_preset(whole))
     task.save_to_preset(str(folder / "preset"))
     np.savez(folder / "images.npz", expected=task.generate(test_compat.PROMPTS, **test_compat.OPTIONS))
-    test_compat.pack("text_jax", folder)
+    test_compat.pack("text_torch", folder)
 
 
 def make_samples(build, run):
