@@ -163,6 +163,34 @@ def test_unreadable_images_are_named_and_left_out_up_to_a_limit(photos, vae, tmp
     assert (tmp_path / "other" / "shard-00001.json").exists()  # finished shards are kept
 
 
+def test_an_image_that_vanished_is_unreadable_and_no_full_disk(photos, vae, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    source = FolderSource(tmp_path / "photos")
+    gone = next(source.read(0, 1))
+    gone.image.unlink()
+    options = {"autoencoder_name": VAE, "image_size": SIZE, "batch_size": 4}
+    with pytest.raises(ValueError, match=f"More than 0 images .* {gone.key} .No such file or directory."):
+        StoreEncoder(tmp_path / "store", source, vae, max_unreadable=0, **options).run()
+    assert StoreEncoder(tmp_path / "store", source, vae, **options).run().skipped == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 7e4])
+def test_latents_that_are_not_finite_are_not_stored(photos, vae, tmp_path, monkeypatch, value):
+    """Also those that float16 cannot hold."""
+    source = FolderSource(photos)
+    key = next(source.read(0, 1)).key
+    kernel = vae.encoder.conv_out.bias
+    before = to_numpy(kernel).copy()
+    try:
+        kernel.assign(np.full_like(before, value))
+        encoder = StoreEncoder(tmp_path, source, vae, autoencoder_name=VAE, image_size=SIZE, batch_size=4)
+        with pytest.raises(ValueError, match=f"The latents of {key} are not finite, or beyond ±65,504, and are not"):
+            encoder.run()
+    finally:
+        kernel.assign(before)
+    assert not list(tmp_path.glob("shard-*"))
+
+
 @pytest.mark.no_backend
 def test_training_reads_every_image_once_per_epoch_and_flips_half(store):
     source = StoreSource(store, seed=3)

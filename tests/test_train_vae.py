@@ -119,6 +119,7 @@ def image_folder(folder):
 @pytest.mark.no_backend
 def test_a_folder_of_images(tmp_path):
     images, held_out, notes = crops.open_images(str(image_folder(tmp_path)), 16)
+    assert notes.pop() == "1 entry is left out: 1 no pictures."
     cut = f"{tmp_path}/cut.png is left out: image file is truncated"
     assert notes[:2] == [
         "1 of 11 images are left out, which cannot be read: broken.jpg",

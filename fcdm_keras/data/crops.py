@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from fcdm_keras.data.embedded import load_photos, load_regions
-from fcdm_keras.data.sources import EXTENSIONS
-from fcdm_keras.data.transforms import UnreadableImageError, decode_image
+from fcdm_keras.data.folders import list_pictures
+from fcdm_keras.data.pictures import UnreadableImageError, decode_image, picture_header, shown
 
 HELD_OUT_SHARE, HELD_OUT_LIMIT = 0.05, 256
 CACHE_BYTES = 2**30
@@ -37,11 +37,13 @@ def open_images(source, size, resize=0):
     if source == "photos" and not os.path.isdir(source):
         held_out, _, _ = load_photos("held_out", size, stride=size)
         return load_regions("train"), held_out[:: -(-len(held_out) // HELD_OUT_LIMIT)], []
-    files, notes = _usable(_image_files(source), source, size, resize)
+    listing = _image_files(source)
+    files, notes = _usable(listing.files, source, size, resize)
     order = np.random.Generator(np.random.Philox(key=0)).permutation(len(files))
     files = ImageFiles([files[i] for i in order], size, resize)
     held_out, rest = _center_crops(files, min(HELD_OUT_LIMIT, max(1, round(HELD_OUT_SHARE * len(files)))))
-    notes += [f"{file} is left out: {reason}" for file, reason in files.skipped.items()]
+    notes += [f"{shown(file)} is left out: {reason}" for file, reason in files.skipped.items()]
+    notes += [listing.left_out()] if listing.left_out() else []
     return ImageFiles(files.files[rest:], size, resize), held_out, notes
 
 
@@ -67,7 +69,7 @@ class ImageFiles:
             if file not in self.skipped:
                 try:
                     return self.read(file)
-                except (UnreadableImageError, OSError) as error:
+                except UnreadableImageError as error:
                     self.skipped[file] = str(error)
         raise ValueError(f"None of {len(self)} images can be read, such as {self.files[0]}: {self.skipped[file]}")
 
@@ -75,7 +77,7 @@ class ImageFiles:
         """Decodes a file. Raises UnreadableImageError if it is damaged or smaller than a crop."""
         if file in self._cache:
             return self._cache[file]
-        image = decode_image(file.read_bytes())
+        image = decode_image(file)
         if self.resize and min(image.shape[:2]) > self.resize:
             factor = self.resize / min(image.shape[:2])
             sides = [round(side * factor) for side in image.shape[1::-1]]
@@ -139,7 +141,7 @@ def _center_crops(files, count):
     for place, file in enumerate(files.files[:-1], 1):
         try:
             image = files.read(file)
-        except (UnreadableImageError, OSError) as error:
+        except UnreadableImageError as error:
             files.skipped[file] = str(error)
             continue
         crops.append(_cut(image, files.size, [(side - files.size) // 2 for side in image.shape[:2]]))
@@ -150,13 +152,14 @@ def _center_crops(files, count):
 
 
 def _image_files(source):
+    """The `Listing` of a folder with pictures."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f'There is no folder {source}; give a folder of images, or "photos".')
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
-    if not files:
-        raise ValueError(f"{source} holds no images ({', '.join(sorted(EXTENSIONS))}).")
-    return files
+    listing = list_pictures(folder)
+    if not listing.files:
+        raise ValueError(f"{source} holds no images. {listing.left_out()}".rstrip())
+    return listing
 
 
 def _usable(files, source, size, resize):
@@ -164,13 +167,12 @@ def _usable(files, source, size, resize):
     usable, unreadable, small = [], [], []
     for file in files:
         try:
-            with Image.open(file) as image:
-                shorter = min(image.size)
-        except Exception:  # Pillow raises many kinds
-            unreadable.append(file.name)
+            shorter, _ = picture_header(file)
+        except UnreadableImageError:
+            unreadable.append(shown(file.name))
             continue
         enough = (min(shorter, resize) if resize else shorter) >= size
-        (usable if enough else small).append(file if enough else file.name)
+        (usable if enough else small).append(file if enough else shown(file.name))
     notes = [
         f"{len(names)} of {len(files)} images are left out, {why}: {', '.join(names[:_SHOWN])}"
         + (" …" if len(names) > _SHOWN else "")

@@ -6,7 +6,7 @@ from fcdm_keras import distribution
 from fcdm_keras.autoencoders import KLAutoencoder
 from fcdm_keras.data.latent_store import LatentStore
 from fcdm_keras.data.latent_writer import StoreEncoder
-from fcdm_keras.data.sources import open_source
+from fcdm_keras.data.sources import about, open_source
 from fcdm_keras.options import device_options
 
 
@@ -89,8 +89,8 @@ def encode(
             f"{job.launcher}, share the work without it."
         )
     distribution.say(f"{source.name}: {len(source):,} images{_of_classes(len(source.class_names))}")
-    if getattr(source, "other_files", 0):
-        distribution.say(f"{source.other_files:,} files are no images by their names and are left out.")
+    for sentence in about(source):
+        distribution.say(sentence)
     options = {"flips": flips, "shard_size": shard_size, "batch_size": batch_size, "max_unreadable": max_unreadable}
     autoencoder = KLAutoencoder.from_diffusers(vae)
     encoder = StoreEncoder(output, source, autoencoder, autoencoder_name=vae, image_size=image_size, **options)

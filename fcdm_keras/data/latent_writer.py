@@ -18,6 +18,8 @@ from fcdm_keras.data.transforms import UnreadableImageError
 from fcdm_keras.files import write_atomically
 from fcdm_keras.options import differences
 
+HALF_LIMIT = float(np.finfo(np.float16).max)  # latents are stored in float16
+
 
 class StoreEncoder:
     """Encodes a source into a latent store. Finished shards are kept; the rest is made on `run`.
@@ -156,6 +158,7 @@ class StoreEncoder:
         views = [images, np.ascontiguousarray(images[:, :, ::-1])] if self.metadata.flips else [images]
         encoded = [posterior_arrays(self.autoencoder, view) for view in views]
         for i, (example, _) in enumerate(batch):
+            _check_finite([posterior for view in encoded for posterior in (view[0][i], view[1][i])], example.key)
             writer.write([(mean[i], std[i]) for mean, std in encoded], example.label, example.key)
         bar.update(len(batch))
 
@@ -201,6 +204,15 @@ def _decoded(source, start, stop, size):
             if len(ahead) > 8 * threads:
                 yield ahead.popleft()
         yield from ahead
+
+
+def _check_finite(arrays, key):
+    """Raises ValueError for latents that cannot be stored, which names the image."""
+    if not all((np.abs(array) <= HALF_LIMIT).all() for array in arrays):  # also false for NaN
+        raise ValueError(
+            f"The latents of {key} are not finite, or beyond ±{HALF_LIMIT:,.0f}, and are not stored: the weights of "
+            "the autoencoder are damaged, or do not suit its dtype. Finished shards are kept."
+        )
 
 
 def posterior_arrays(autoencoder, images):

@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from fcdm_keras.data.embedded import PhotoSource
-from fcdm_keras.data.transforms import Example, UnreadableImageError
+from fcdm_keras.data.folders import ENDINGS as EXTENSIONS
+from fcdm_keras.data.folders import Listing, holds_pictures, is_hidden, is_picture, list_pictures, subfolders
+from fcdm_keras.data.pictures import UnreadableImageError, picture_header, shown
+from fcdm_keras.data.transforms import Example
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+__all__ = ["EXTENSIONS", "FolderSource", "TFDSSource", "open_source", "prepared_builder", "read_images"]
 
 
 def open_source(name, split="train", data_dir=None):
@@ -29,8 +32,8 @@ def open_source(name, split="train", data_dir=None):
         FileNotFoundError: no such folder or data set, or the data set is not prepared.
         ValueError: it holds no labelled images.
     """
-    if os.path.isdir(name):
-        return FolderSource(name, split)
+    if os.path.isdir(os.path.expanduser(name)):
+        return FolderSource(os.path.expanduser(name), split)
     if name == "photos":
         return PhotoSource(split)
     if name.startswith((".", "~", os.sep)):
@@ -38,40 +41,120 @@ def open_source(name, split="train", data_dir=None):
     return TFDSSource(name, split, data_dir)
 
 
-class FolderSource:
-    """A folder with one folder of images per class; classes are numbered in the order of their names.
+_NO_CLASSES = "{0} holds no class folders. Expected one folder of images per class, such as {0}/cat/1.jpg."
 
-    Other files are left out and counted in `other_files`. If the folder holds a folder named like the split, that one
-    is read.
+
+_SHOWN_CLASSES = 12
+
+
+def about(source):
+    """What the user should know of a source: which number is which class, and what was left out. Yields sentences."""
+    names = source.class_names
+    if len(names) > 1:
+        told = ", ".join(f"{number} {name}" for number, name in enumerate(names[:_SHOWN_CLASSES]))
+        yield f"Classes: {told}{', …' if len(names) > _SHOWN_CLASSES else ''}."
+    moved = [(name, number) for number, name in enumerate(names) if name.isdecimal() and int(name) != number]
+    if moved:
+        name, number = moved[0]
+        yield f"Classes are numbered in the order of their names as text: the folder {name} is number {number}."
+    if getattr(source, "left_out", ""):
+        yield source.left_out
+
+
+class FolderSource:
+    """A folder with one folder of pictures per class; classes are numbered in the order of their names.
+
+    Which files are pictures says `fcdm_keras.data.folders`. A folder without a readable picture is no class. Where the
+    folder holds a folder per split, the one asked for is read.
+
+    Attributes:
+        listing: the `Listing` of all classes' pictures, which tells what was left out.
+
+    Raises:
+        ValueError: there are no classes, or no such split.
     """
 
     def __init__(self, path, split="train"):
-        root = Path(path)
-        if (root / split).is_dir():
-            root = root / split
-        self.name, self.split = str(path), split
-        folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        if not folders:
-            raise ValueError(
-                f"{root} holds no class folders. Expected one folder of images per class, such as {root}/cat/1.jpg."
-            )
-        self.class_names = tuple(folder.name for folder in folders)
-        self._root = root
-        self._files, self.other_files = [], 0
-        for label, folder in enumerate(folders):
-            files = sorted(file for file in folder.rglob("*") if file.is_file())
-            images = [file for file in files if file.suffix.lower() in EXTENSIONS]
-            self.other_files += len(files) - len(images)
-            if not images:
-                raise ValueError(f"The class folder {folder} holds no images; fill it, or remove it.")
-            self._files += [(file, label) for file in images]
+        self.name, self.split = shown(path), split
+        self._root = split_folder(Path(path), split)
+        self.listing, self._labels, names = Listing(), [], []
+        for folder in subfolders(self._root):
+            own = list_pictures(folder, self._root)
+            if any(map(_opens, own.files)):
+                self._labels += [len(names)] * len(own.files)
+                names.append(shown(folder.name))
+            else:
+                own = Listing([], own.hidden, own.others + len(own.files))
+            self.listing.add(own)
+        if not names:
+            raise ValueError(_NO_CLASSES.format(self._root))
+        self.listing.loose = sum(not is_hidden(path.name) and is_picture(path) for path in self._root.iterdir())
+        self.class_names = tuple(names)
+
+    @property
+    def other_files(self):
+        """How many files are no pictures."""
+        return self.listing.others
+
+    @property
+    def left_out(self):
+        """What was left out, as a sentence, or an empty text."""
+        return self.listing.left_out()
 
     def __len__(self):
-        return len(self._files)
+        return len(self._labels)
 
     def read(self, start, stop):
-        for file, label in self._files[start:stop]:
-            yield Example(file.read_bytes(), label, file.relative_to(self._root).as_posix())
+        for file, label in zip(self.listing.files[start:stop], self._labels[start:stop]):
+            yield Example(file, label, shown(file.relative_to(self._root)))
+
+
+def _opens(file):
+    try:
+        picture_header(file)
+    except UnreadableImageError:
+        return False
+    return True
+
+
+SPLITS = {"train", "training", "validation", "val", "valid", "dev", "test", "testing"}  # usual names
+
+
+def split_folder(root, split):
+    """The folder of a split: one in `root`, or `root` itself if its folders are classes and `split` is "train".
+
+    A folder named like a split is one if there are folders of pictures in it, and a class if there are pictures.
+
+    Raises:
+        ValueError: there is no such split, or what are classes and what are splits cannot be told.
+    """
+    folders = [folder for folder in subfolders(root) if holds_pictures(folder)]
+    if split.lower() not in SPLITS and root / split in folders:
+        return root / split
+    named = [folder for folder in folders if folder.name.lower() in SPLITS]
+    splits = [folder for folder in named if any(map(holds_pictures, subfolders(folder)))]
+    if named and folders == named and not splits:
+        raise ValueError(
+            f"{named[0]} holds no class folders. Expected one folder per class, such as {named[0]}/cat/1.jpg."
+        )
+    if not splits and split == "train":
+        return root
+    if not splits:
+        raise ValueError(f"{root} holds no folder per split, but {_names(folders)}. Received: split {split!r}")
+    others = [folder for folder in folders if folder not in named]
+    if others and len(splits) == 1:
+        raise ValueError(
+            f"{root} holds {_names(splits)}, named like a split, beside {_names(others)}: give the path of the split "
+            f"itself, such as {splits[0]}, or put the pictures of that class into one folder."
+        )
+    if root / split not in splits:
+        raise ValueError(f"{root} has the splits {_names(splits)}; choose one with --split. Received: {split!r}")
+    return root / split
+
+
+def _names(folders):
+    names = [shown(folder.name) for folder in folders]
+    return (", ".join(names[:8]) + (" …" if len(names) > 8 else "")) or "no folders of pictures"
 
 
 class TFDSSource:
@@ -188,6 +271,9 @@ def read_images(source, size):
 
     Returns:
         images, labels, and a list of `(key, reason)` of unreadable images.
+
+    Raises:
+        ValueError: none can be read.
     """
     images, labels, skipped = [], [], []
     for example in source.read(0, len(source)):
@@ -196,4 +282,8 @@ def read_images(source, size):
             labels.append(example.label)
         except UnreadableImageError as error:
             skipped.append((example.key, str(error)))
+    if not images:
+        raise ValueError(
+            f"None of the {len(source):,} images of {source.name} can be read, such as {': '.join(skipped[0])}."
+        )
     return np.stack(images), np.array(labels, np.int32), skipped

@@ -1,48 +1,14 @@
-"""Images as they are on disk, to the square uint8 arrays that are encoded or trained on. Pillow and NumPy only."""
+"""Pixels to the square uint8 arrays that are encoded or trained on. Pillow and NumPy only."""
 
 import dataclasses
-import io
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from fcdm_keras.data.pictures import UnreadableImageError, decode_image
 
-class UnreadableImageError(ValueError):
-    """An image file that cannot be decoded; the message is one sentence without the file's name."""
-
-
-def decode_image(encoded):
-    """Decodes an image file to RGB as a viewer shows it.
-
-    EXIF rotation is applied, transparency is laid over white, gray is repeated, CMYK is converted, 16-bit samples are
-    reduced to 8 bits. Of an animation the first frame is used.
-
-    Args:
-        encoded: the file's bytes.
-
-    Returns:
-        uint8 `(H, W, 3)`.
-
-    Raises:
-        UnreadableImageError: truncated, damaged, or no image.
-    """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            image.load()  # a truncated file fails here
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-    except Exception as error:  # Pillow raises many kinds, down to SyntaxError and struct.error
-        reason = "it is no image of a known format" if "cannot identify" in str(error) else str(error)
-        raise UnreadableImageError(reason) from None
-
-
-def _to_rgb(image):
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits, which Pillow would clip and not scale
-        values = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.clip(values / 257.0 + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+__all__ = ["Example", "UnreadableImageError", "center_crop", "decode_image"]
 
 
 def center_crop(image, size):
@@ -70,24 +36,29 @@ def center_crop(image, size):
     while min(picture.size) >= 2 * size:
         picture = picture.resize([side // 2 for side in picture.size], Image.Resampling.BOX)
     factor = size / min(picture.size)
-    picture = picture.resize([round(side * factor) for side in picture.size], Image.Resampling.BICUBIC)
-    left, top = ((side - size) // 2 for side in picture.size)
+    sides = [round(side * factor) for side in picture.size]
+    left, top = ((side - size) // 2 for side in sides)
+    if max(sides) > 4 * size:  # of a strip only the middle is resized: the whole may not fit into memory
+        scales = [old / new for old, new in zip(picture.size, sides)]
+        box = [place * scale for place, scale in zip((left, top, left + size, top + size), 2 * scales)]
+        return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    picture = picture.resize(sides, Image.Resampling.BICUBIC)
     return np.asarray(picture)[top : top + size, left : left + size]
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One labelled image: the file's bytes, or uint8 `(H, W, 3)`."""
+    """One labelled image: the file's path or bytes, or uint8 `(H, W, 3)`."""
 
-    image: bytes | np.ndarray
+    image: Path | bytes | np.ndarray
     label: int
     key: str
 
-    def decoded(self):
-        """uint8 `(H, W, 3)`. Raises UnreadableImageError."""
-        return decode_image(self.image) if isinstance(self.image, bytes) else self.image
+    def decoded(self, side=None):
+        """uint8 `(H, W, 3)`; `side` as `decode_image` takes it. Raises UnreadableImageError."""
+        return self.image if isinstance(self.image, np.ndarray) else decode_image(self.image, side)
 
     def cropped(self, size):
         """ADM's centre crop, uint8 `(size, size, 3)`, and whether the image was enlarged for it."""
-        image = self.decoded()
+        image = self.decoded(size)
         return center_crop(image, size), min(image.shape[:2]) < size

@@ -3,17 +3,17 @@
 Each has `name`, `count`, `shape` (H, W, channels), and `batches(size, stop)`, which yields uint8 `(B, H, W, C)`.
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 from keras import ops
-from PIL import Image
 
 from fcdm_keras.autoencoders import KLAutoencoder, to_uint8
+from fcdm_keras.data.folders import by_number, list_pictures
 from fcdm_keras.data.latent_store import LatentStore
 from fcdm_keras.data.npz import NpzArray
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from fcdm_keras.data.pictures import UnreadableImageError, decode_image, picture_header, shown
 
 
 class ImageFile:
@@ -39,18 +39,26 @@ class ImageFile:
 
 
 class ImageFolder:
-    """All images in a folder and those below it, in the order of their names; a `grid.png` is left out.
+    """All pictures in a folder and those below it, in the order of their numbers or names; `grid.png` is left out.
+
+    They are gray, of one channel, if all are stored so, and else of three.
+
+    What else lies there is told in a warning.
 
     Raises:
         ValueError: there are no images, or, while reading, one that is damaged or of another size than the first.
     """
 
     def __init__(self, path):
-        self.name = str(path)
-        files = (file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
-        self._files = sorted(file for file in files if file.name != "grid.png" and not file.name.startswith("."))
+        self.name = shown(path)
+        listing = list_pictures(path)
+        listing.others -= (Path(path) / "settings.json").is_file()  # of our own samples
+        self._files = sorted((file for file in listing.files if file.name != "grid.png"), key=by_number)
         if not self._files:
-            raise ValueError(f"{path} must hold images ({', '.join(SUFFIXES)}). Received: none")
+            raise ValueError(f"{self.name} must hold images. Received: none. {listing.left_out()}".rstrip())
+        if listing.left_out():
+            warnings.warn(f"{self.name}: {listing.left_out()}", stacklevel=2)
+        self._channels = 1 if all(map(_is_gray, self._files)) else 3
         self.count, self.shape = len(self._files), None
         self.shape = self._read(self._files[0]).shape
 
@@ -61,18 +69,22 @@ class ImageFolder:
 
     def _read(self, file):
         try:
-            with Image.open(file) as picture:
-                gray = picture.mode == "L" if self.shape is None else self.shape[-1] == 1
-                image = np.asarray(picture.convert("L" if gray else "RGB"))
-        except OSError as error:
-            raise ValueError(f"{file} is no image, or is damaged: {error}") from None
-        image = image[..., None] if gray else image
+            image = decode_image(file)[..., : self._channels]
+        except UnreadableImageError as error:
+            raise ValueError(f"{shown(file)} is no image, or is damaged: {error}") from None
         if self.shape not in (None, image.shape):
             raise ValueError(
-                f"All images must have one size. Received: {image.shape[:2]} of {file.name}, {self.shape[:2]} of "
-                f"{self._files[0].name}; crop or resize them first."
+                f"All images must have one size. Received: {image.shape[:2]} of {shown(file.name)}, {self.shape[:2]} "
+                f"of {shown(self._files[0].name)}; crop or resize them first."
             )
         return image
+
+
+def _is_gray(file):
+    try:
+        return picture_header(file)[1]
+    except UnreadableImageError:
+        return True  # it is named when it is read
 
 
 class ArrayImages:

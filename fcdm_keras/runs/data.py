@@ -8,7 +8,7 @@ from fcdm_keras.data.batches import ArraySource, ImageSource, training_batches
 from fcdm_keras.data.embedded import load_digits
 from fcdm_keras.data.latent_store import LatentStore, StoreSource, check_fit
 from fcdm_keras.data.latent_writer import posterior_arrays
-from fcdm_keras.data.sources import open_source, read_images
+from fcdm_keras.data.sources import about, open_source, read_images
 from fcdm_keras.evaluation import digits as digit_scores
 from fcdm_keras.evaluation.features import load_extractor
 from fcdm_keras.evaluation.suite import Judge
@@ -188,6 +188,8 @@ def open_in_memory(config):
             f"The autoencoder {config.vae} has the latent scale {autoencoder.scale}, and the run asks for "
             f"{config.latent_scale}; pass --latent-scale {autoencoder.scale}."
         )
+    for sentence in about(source):
+        distribution.say(sentence)
     images, labels, skipped = read_images(source, config.image_size)
     side = config.image_size // autoencoder.downsampling_factor
     shape = (side, side, autoencoder.latent_channels)
