@@ -16,6 +16,7 @@ from text_helpers import share_processes
 from fcdm_keras import ClassToImage
 from t2i import OpenCLIPTextEncoder, TextConditioning, TextToImage
 
+pytestmark = pytest.mark.no_backend
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 # What stands in the README, and what runs here: the same names and arguments, smaller numbers and local files.
 SMALLER = {
@@ -66,7 +67,6 @@ def supplied(tmp_path, monkeypatch, tiny_clip):
     return {"TOWER": tiny_clip, "VAE": str(VAE), **training, **pixels, **features}
 
 
-@pytest.mark.no_backend
 def test_every_python_block_runs(supplied):
     """In one namespace, as a reader who types them all; what was supplied is there anew for each."""
     found, namespace = blocks("python"), {}
@@ -118,7 +118,6 @@ def only_parse(monkeypatch):
         monkeypatch.setattr(argparse.ArgumentParser, name, stopping)
 
 
-@pytest.mark.no_backend
 def test_every_command_is_understood(only_parse, capsys):
     calls = list(commands())
     programs = {program for program, _ in calls}
@@ -131,7 +130,6 @@ def test_every_command_is_understood(only_parse, capsys):
             pytest.fail(f"{program} {shlex.join(arguments)}: {capsys.readouterr().err}")
 
 
-@pytest.mark.no_backend
 def test_every_flag_in_the_text_is_one_of_a_command(capsys):
     prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
     flags = set(re.findall(FLAG, " ".join(re.findall(r"`[^`\n]+`", prose))))
