@@ -81,7 +81,9 @@ class Features:
         self._kinds = _tensorflow_datasets().features
         self._all = dict(sorted(info.features.items()))
         self._name = name
-        self._inputs, self._outputs, *_ = (list(_keys(part)) for part in info.supervised_keys or ((), ()))
+        self._inputs, self._outputs, *_ = (
+            list(dict.fromkeys(_keys(part))) for part in info.supervised_keys or ((), ())
+        )
 
     def image(self, asked=None):
         """The name of the image. Raises ValueError, in one sentence, if there is not one."""
@@ -125,8 +127,8 @@ class Features:
         wrong = [key for key in declared if key in self._all and self._is_meant(what, self._all[key])]
         if wrong and not found:
             raise ValueError(
-                f"{self._name} declares {self._shown(wrong[0])} as its {what}, and not one {_NEEDED[what]} per "
-                f"example{self._choice(what, fitting)}"
+                f"{self._name} declares {self._shown(wrong[0])} as its {what}, and each example needs {_NEEDED[what]}"
+                f"{self._choice(what, fitting)}"
             )
         return self._single(what, found or [key for key in others if key in fitting])
 
@@ -161,7 +163,10 @@ class Features:
         return ", ".join(f"{key} ({_kind(self._all[key])})" for key in keys)
 
 
-_NEEDED = {"image": "picture", "label": "class of a known number of classes"}
+_NEEDED = {
+    "image": "one Image of integers",
+    "label": "one ClassLabel, or one integer from 0 to a maximum that is declared",
+}
 
 
 def _kind(feature):
