@@ -45,16 +45,14 @@ def read_text(file):
         raise ValueError(f"{file} is a pointer of git-lfs and not the file itself: get it with `git lfs pull`.")
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
     try:
-        text = data.decode(encoding)
+        text, wrong = data.decode(encoding), None
+        if "\0" in text:  # as in UTF-16 without a mark
+            wrong = len(text[: text.index("\0")].encode(encoding))
     except UnicodeDecodeError as error:
-        place, known = error.start, encoding.removesuffix("-sig").upper()
-        raise ValueError(
-            f"{file} is no text in {known}: byte {place:,} is 0x{data[place]:02x}; save it as UTF-8."
-        ) from None
-    if "\0" in text:
-        raise ValueError(
-            f"{file} is no text in UTF-8: byte {data.index(0):,} is 0x00, as in bare UTF-16; save it as UTF-8."
-        )
+        wrong = error.start
+    if wrong is not None:
+        known = encoding.removesuffix("-sig").upper()
+        raise ValueError(f"{file} is no text in {known}: byte {wrong:,} is 0x{data[wrong]:02x}; save it as UTF-8.")
     return text
 
 

@@ -80,7 +80,8 @@ class COCOFolder:
 
     def _located(self, name, on_disk):
         """The path of a listed file below the folder of images; `None` if it is not there."""
-        for path in (name, name.replace("\\", "/").removeprefix("./").removeprefix(f"{self._images.name}/")):
+        for form in (name, name.replace("\\", "/").removeprefix("./").removeprefix(f"{self._images.name}/")):
+            path = Path(form).as_posix()
             if path in on_disk or ("/" in path and (self._images / path).is_file()):
                 return path
         return None

@@ -33,7 +33,7 @@ def test_lines_end_where_an_editor_ends_them(tmp_path, encoding, ends):
     ("data", "message"),
     [
         ("un café".encode("latin-1"), "is no text in UTF-8: byte 6 is 0xe9; save it as UTF-8"),
-        ("a cafe".encode("utf-16-le"), "is no text in UTF-8: byte 1 is 0x00, as in bare UTF-16; save it as UTF-8"),
+        ("a cafe".encode("utf-16-le"), "is no text in UTF-8: byte 1 is 0x00; save it as UTF-8"),
         (b"\xff\xfeab", None),
         (b"\xff\xfea", "is no text in UTF-16: byte 2 is 0x61"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of git-lfs and not the file"),
