@@ -16,6 +16,8 @@ from fcdm_keras.options import add_device_flags, check_at_least, command_parser,
 def parse(arguments=None):
     parser = command_parser("fcdm_keras.encode", __doc__)
     add_flags(parser, "folder of class folders, TFDS name such as imagenet2012, or photos")
+    for what in ("label", "image"):
+        parser.add_argument(f"--{what}-feature", help=f"which feature of a TFDS set is the {what}; default as declared")
     options = parser.parse_args(arguments)
     check_flags(parser, options)
     return options

@@ -1,8 +1,19 @@
-"""Small files that are whole or absent at any moment. Standard library only."""
+"""Small files: written, whole or absent at any moment; and text that people wrote, read. Standard library only."""
 
+import codecs
 import contextlib
 import os
+import re
 import socket
+from pathlib import Path
+
+_MARKS = {  # those of UTF-32 begin with those of UTF-16
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8-sig",
+}
 
 
 @contextlib.contextmanager
@@ -20,3 +31,32 @@ def write_atomically(path, text):
     """Writes `text` to `path` (a `Path`) under another name first, and renames it when it is on disk."""
     with replacing(path, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def read_text(file):
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark; the mark is left out.
+
+    Raises:
+        ValueError: it is other text, or none; names the byte.
+        OSError: the file cannot be read.
+    """
+    data = Path(file).read_bytes()
+    if data.startswith(b"version https://git-lfs.github.com/"):
+        raise ValueError(f"{file} is a pointer of git-lfs and not the file itself: get it with `git lfs pull`.")
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+    try:
+        text, wrong = data.decode(encoding), None
+        if "\0" in text:  # as in UTF-16 without a mark
+            wrong = len(text[: text.index("\0")].encode(encoding))
+    except UnicodeDecodeError as error:
+        wrong = error.start
+    if wrong is not None:
+        known = encoding.removesuffix("-sig").upper()
+        raise ValueError(f"{file} is no text in {known}: byte {wrong:,} is 0x{data[wrong]:02x}; save it as UTF-8.")
+    return text
+
+
+def read_lines(file):
+    """The lines of such a text. They end where an editor ends them, and at no other separator of Unicode."""
+    lines = re.split(r"\r\n|\r|\n", read_text(file))
+    return lines if lines[-1] else lines[:-1]

@@ -13,7 +13,7 @@ import json
 import math
 import sys
 
-from fcdm_keras.files import write_atomically
+from fcdm_keras.files import read_text, write_atomically
 
 REQUIRED = dataclasses.MISSING  # in place of a default
 
@@ -241,7 +241,7 @@ def to_json(settings):
 
 def read_json(file):
     """What a JSON file (a `Path`) holds. Raises ValueError or OSError."""
-    return json.loads(file.read_text(encoding="utf-8"))
+    return json.loads(read_text(file))
 
 
 def differences(stored, now, free=(), hidden=()):

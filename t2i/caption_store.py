@@ -20,6 +20,7 @@ import numpy as np
 from fcdm_keras.data.latent_store import StoreSource
 from fcdm_keras.data.order import augmentation
 from fcdm_keras.files import write_atomically
+from t2i.captions import is_blank, is_text
 from t2i.text_encoder import captions_hash, check_same_encoder
 
 METADATA, EMBEDDINGS, UNFINISHED = "captions.json", "embeddings.npy", "captions.unfinished"
@@ -32,14 +33,18 @@ def write_captions(folder, captions, encoder):
 
     Args:
         folder: the store.
-        captions: for each of its images, in its order, a list of at least one string.
+        captions: for each of its images, in its order, a list of at least one string that is not blank.
         encoder: an `OpenCLIPTextEncoder`.
 
     Raises:
-        ValueError: the store has captions already, or half of them, that are others or of another encoder.
+        ValueError: a caption is no text, or blank; the store has captions already, or half of them, that are others or
+            of another encoder.
         OSError: the disk is full. Finished parts are kept.
     """
     folder = Path(folder)
+    for number, own in enumerate(captions):
+        if not _are_captions(own) or any(map(is_blank, own)):
+            raise ValueError(f"Captions must be texts, at least one of each image. Received: {own!r} of image {number}")
     texts = [caption for own in captions for caption in own] + [""]
     facts = {"encoder": encoder.identity(), "settings": encoder.settings(), "hash": captions_hash(texts)}
     if (folder / METADATA).exists():
@@ -88,6 +93,18 @@ def _read(file):
         raise ValueError(f"{file} is damaged ({error}): remove it and run `python -m t2i.encode` again.") from None
 
 
+def _are_captions(own):
+    return isinstance(own, (list, tuple)) and own and all(map(is_text, own))
+
+
+def _checked(captions, file):
+    """Captions as they were stored. Raises ValueError for others, and for an image of which nothing says anything."""
+    for number, own in enumerate(captions if isinstance(captions, list) else [captions]):
+        if not _are_captions(own) or all(map(is_blank, own)):
+            raise ValueError(f"{file} has no caption of image {number}, but {str(own)[:60]}: {_AGAIN}.")
+    return captions
+
+
 class CaptionStore:
     """The captions of a latent store, with their embeddings on disk.
 
@@ -96,6 +113,7 @@ class CaptionStore:
 
     Attributes:
         captions: for each image a list of strings.
+        blank: how many captions are blank, which earlier versions stored; they are left out.
         encoder: identity of the text encoder, see `OpenCLIPTextEncoder.identity`.
         settings: its settings, see `OpenCLIPTextEncoder.settings`.
 
@@ -111,9 +129,14 @@ class CaptionStore:
                 f"The latent store {folder} has no captions: make it, or finish it, with `python -m t2i.encode`."
             )
         content = _read(self.folder / METADATA)
-        self.captions, self.encoder, self.settings = content["captions"], content["encoder"], content["settings"]
+        self.encoder, self.settings = content["encoder"], content["settings"]
+        stored = _checked(content.get("captions"), self.folder / METADATA)
+        self.captions = [[text for text in own if not is_blank(text)] for own in stored]
+        self._rows = np.flatnonzero([not is_blank(text) for own in stored for text in own])
         self._firsts = np.cumsum([0, *map(len, self.captions)])
-        expected = (int(self._firsts[-1]) + 1, self.encoder["embedding_dim"])
+        count = sum(map(len, stored))
+        self.blank = count - len(self._rows)
+        expected = (count + 1, self.encoder["embedding_dim"])
         try:
             self._embeddings = np.load(self.folder / EMBEDDINGS, mmap_mode="r")
         except (OSError, ValueError) as error:
@@ -132,11 +155,12 @@ class CaptionStore:
 
     def read(self, images, numbers):
         """Embeddings of caption `numbers` `(B,)` of images `(B,)`, float32 `(B, D)`."""
-        return self._embeddings[self._firsts[np.asarray(images)] + np.asarray(numbers)].astype(np.float32)
+        rows = self._rows[self._firsts[np.asarray(images)] + np.asarray(numbers)]
+        return self._embeddings[rows].astype(np.float32)
 
     def all_embeddings(self):
         """Those of all captions, float16 `(N, D)`."""
-        return self._embeddings[:-1]
+        return self._embeddings[self._rows] if self.blank else self._embeddings[:-1]
 
     def null_embedding(self):
         """That of the empty prompt, float32 `(D,)`."""

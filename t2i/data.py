@@ -137,7 +137,8 @@ def open_captioned(config, folder):
     opened = open_stored(config, folder)
     embeddings, null_embedding = captions.all_embeddings(), captions.null_embedding()
     opened.source = CaptionedSource(opened.source, captions, config.mirror_sided)
-    opened.description += f", with {len(embeddings):,} captions"
+    blank = f" ({captions.blank:,} blank ones are left out)" if captions.blank else ""
+    opened.description += f", with {len(embeddings):,} captions{blank}"
     _remember(folder, text)
     return TextData(opened, text, embeddings, null_embedding, captions=captions)
 

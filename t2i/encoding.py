@@ -23,6 +23,8 @@ def encode_captioned(options):
         return
     captions = stored_captions(source, options.output, metadata)
     count = sum(map(len, captions))
+    for remark in source.remarks:
+        print(remark)
     print(f"Encoding {count:,} captions with {options.text_encoder} ({options.text_weights}).")
     write_captions(options.output, captions, encoder)
     print(f"{options.output}: {count:,} captions of {len(captions):,} images, {encoder.embedding_dim} numbers each.")

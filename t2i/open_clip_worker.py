@@ -86,7 +86,7 @@ class TextTower:
 def _added(path):
     """Adds a model configuration to open_clip's; returns its name."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             missing = {"embed_dim", "vision_cfg", "text_cfg"} - json.load(file).keys()
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no model configuration {path}.") from None

@@ -8,11 +8,11 @@ images as `arr_0` and their prompts as `arr_1` of one file. Prompts are taken in
 the seed and i alone. The same command goes on where it was stopped.
 """
 
-from pathlib import Path
-
+from fcdm_keras.files import read_lines
 from fcdm_keras.options import command_parser, reported
 from fcdm_keras.sample import STOPPED
 from fcdm_keras.sampling.flags import add_output_flags, add_sampling_flags, check_request_flags
+from t2i.captions import is_text
 from t2i.recipes import UNTRAINED
 
 
@@ -20,7 +20,7 @@ def parse(arguments=None):
     parser = command_parser("t2i.sample", __doc__)
     parser.add_argument("source", help="run folder, preset folder, hf://… or kaggle://…")
     parser.add_argument("texts", nargs="*", metavar="PROMPT", help='what to draw; "" is no prompt')
-    parser.add_argument("--prompts", default=None, help="file with one prompt per line")
+    parser.add_argument("--prompts", default=None, help="file with one prompt per line; a blank line is no prompt")
     parser.add_argument("--negative-prompt", default=None, help="what guidance leads away from; default nothing")
     parser.add_argument("--num-samples", type=int, default=None, help="number of images (default one per prompt)")
     add_sampling_flags(parser, cfg_scale=4.0)
@@ -37,6 +37,9 @@ def parse(arguments=None):
         options.texts = options.texts or read_prompts(options.prompts)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    for text in (*options.texts, options.negative_prompt or ""):
+        if not is_text(text):
+            parser.error(f"prompts must be text in UTF-8. Received: {text!r}")
     options.num_samples = options.num_samples or len(options.texts)
     return options
 
@@ -44,9 +47,7 @@ def parse(arguments=None):
 def read_prompts(file):
     """The lines of a file. Raises ValueError or OSError, in one sentence, for one without."""
     try:
-        texts = Path(file).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is no text in UTF-8.") from None
+        texts = read_lines(file)
     except OSError as error:
         raise OSError(f"The prompts {file} cannot be read: {error.strerror}.") from None
     if not texts:

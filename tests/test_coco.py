@@ -154,7 +154,10 @@ def test_missing_coco_says_how_to_get_it(name, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("annotations"), r"is no caption file of COCO \(KeyError\('annotations'\)\)"),
+        (
+            lambda c: c.pop("annotations"),
+            r'no caption file of COCO \(a JSON object with "info", "licenses", "images"\): expected',
+        ),
         (
             lambda c: c["images"].append({"id": 7, "file_name": "7.jpg"}),
             "1 of the 6 images of .* have no caption, .*7.jpg",

@@ -192,6 +192,31 @@ def test_latents_that_are_not_finite_are_not_stored(photos, vae, tmp_path, monke
 
 
 @pytest.mark.no_backend
+def test_labels_that_are_no_classes_are_refused(photos, vae, store, tmp_path):
+    """When they are encoded, of any source, and where a store of an earlier version holds them, when they are read."""
+
+    class Labelled(FolderSource):
+        def __init__(self, label):
+            super().__init__(photos)
+            self.label = label
+
+        def read(self, start, stop):
+            for place, example in enumerate(super().read(start, stop), start):
+                yield dataclasses.replace(example, label=self.label if place == 5 else np.int64(2))
+
+    options = {"autoencoder_name": VAE, "image_size": SIZE, "shard_size": 4, "batch_size": 3}
+    for label in (-1, 3, 1.5, "2", None):
+        told = f"split train: class_1/04.png has the label {label!r}, and labels are numbers of classes, 0 to 2"
+        with pytest.raises(ValueError, match=re.escape(told)):
+            StoreEncoder(tmp_path / "latents", Labelled(label), vae, **options).run()
+    assert [file.name for file in (tmp_path / "latents").glob("shard-*.json")] == ["shard-00000.json"]
+    fewer = LatentStore(damaged(store, tmp_path / "fewer", lambda folder: rewrite(folder, class_names=["a", "b"])))
+    assert StoreSource(fewer, seed=0).take([0, 4], [0, 1])["labels"].tolist() == [0, 1]
+    with pytest.raises(ValueError, match="latent store .*fewer: class_2/02.png has the label 2, .* 0 to 1; mend"):
+        StoreSource(fewer, seed=0).take([0, 8], [0, 1])
+
+
+@pytest.mark.no_backend
 def test_training_reads_every_image_once_per_epoch_and_flips_half(store):
     source = StoreSource(store, seed=3)
     batches = training_batches(source, 4, 110, seed=3)

@@ -36,7 +36,7 @@ LAZY = {
     },
     "optional": {
         ("fcdm_keras.backend.hub", "hide_tensorflow_gpus"),
-        ("fcdm_keras.data.sources", "_tensorflow_datasets"),
+        ("fcdm_keras.data.tfds_sources", "_tensorflow_datasets"),
         ("fcdm_keras.training.callbacks", "__init__"),  # tensorboardX
     },
     "engine": {
@@ -131,7 +131,7 @@ def test_engines_are_imported_in_their_places_only():
         **{f"fcdm_keras.{folder}.on_{engine}": {engine} for folder in ("kernels", "backend") for engine in engines},
         "fcdm_keras.backend.hub": {"tensorflow", "keras_hub"},
         "fcdm_keras.network.reference": {"torch"},
-        "fcdm_keras.data.sources": {"tensorflow_datasets"},
+        "fcdm_keras.data.tfds_sources": {"tensorflow_datasets"},
         "t2i.open_clip_worker": {"torch", "open_clip"},  # a program of its own
     }
     for module in FILES:
@@ -171,9 +171,9 @@ def test_samplers_and_scores_see_no_network():
 
 
 def test_data_workers_and_shapes_import_no_keras():
-    workers = ("order", "batches", "latent_store", "transforms", "sources", "npz")
+    workers = ("order", "batches", "latent_store", "transforms", "sources", "tfds_sources", "labels", "npz")
     modules = [f"fcdm_keras.data.{name}" for name in workers]
-    modules += ["t2i.caption_store", "t2i.text_encoder", "t2i.coco"]
+    modules += ["t2i.caption_store", "t2i.text_encoder", "t2i.coco", "t2i.captions"]
     modules += [name for name in FILES if name.startswith("t2i.shapes") and name != "t2i.shapes.autoencoder"]
     for module in modules:
         assert "keras" not in set(imported(module)), module

@@ -57,7 +57,8 @@ def arguments(options):
 
 def encode_source(options):
     """As `encode`, of the source that parsed flags name."""
-    return encode(open_source(options.source, options.split, options.data_dir), **arguments(options))
+    features = {"label": options.label_feature, "image": options.image_feature}
+    return encode(open_source(options.source, options.split, options.data_dir, **features), **arguments(options))
 
 
 def encode(

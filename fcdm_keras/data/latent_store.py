@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from fcdm_keras.data.labels import check_labels
 from fcdm_keras.data.order import augmentation
 
 FORMAT_VERSION = 1
@@ -80,7 +81,7 @@ def read_metadata(folder):
             else f"There is no latent store at {folder}; make one with `python -m fcdm_keras.encode`."
         )
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
         version = values["version"]
         if version == FORMAT_VERSION:
             lists = {name: tuple(values[name]) for name in ("latent_shape", "class_names", "shards")}
@@ -210,7 +211,8 @@ class StoreSource:
             flipped: bool `(B,)`.
             generators: B NumPy generators, for the posteriors' noise.
         """
-        latents, std, labels, _ = self.store.read(samples, flipped)
+        latents, std, labels, keys = self.store.read(samples, flipped)
+        check_labels(labels, keys, self.store.metadata.num_classes, f"The latent store {self.store.folder}")
         latents = latents.astype(np.float32)
         if self.sample_posterior:
             noise = np.stack([generator.standard_normal(std.shape[1:], np.float32) for generator in generators])

@@ -13,6 +13,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from keras import ops
 from tqdm import tqdm
 
+from fcdm_keras.data.labels import check_label
 from fcdm_keras.data.latent_store import METADATA, StoreMetadata, checksum
 from fcdm_keras.data.transforms import UnreadableImageError
 from fcdm_keras.files import write_atomically
@@ -108,7 +109,7 @@ class StoreEncoder:
             The finished store's `StoreMetadata`, or `None` while other processes' shards are missing.
 
         Raises:
-            ValueError: more than `max_unreadable` images cannot be read.
+            ValueError: more than `max_unreadable` images cannot be read, or a label is none of its classes.
             OSError: the disk is full. Finished shards are kept.
         """
         own = range(process_index, self.num_shards, num_processes)
@@ -135,6 +136,7 @@ class StoreEncoder:
         writer, skipped, enlarged, batch = ShardWriter(self.folder, index), [], [], []
         places = self._range(index)
         for example, crop in _decoded(self.source, places.start, places.stop, self.metadata.image_size):
+            check_label(example, self.source)
             try:
                 image, small = crop.result()
             except UnreadableImageError as error:

@@ -13,13 +13,15 @@ import numpy as np
 from fcdm_keras.data.embedded import PhotoSource
 from fcdm_keras.data.folders import ENDINGS as EXTENSIONS
 from fcdm_keras.data.folders import Listing, holds_pictures, is_hidden, is_picture, list_pictures, subfolders
+from fcdm_keras.data.labels import check_label
 from fcdm_keras.data.pictures import UnreadableImageError, picture_header, shown
+from fcdm_keras.data.tfds_sources import TFDSSource, prepared_builder
 from fcdm_keras.data.transforms import Example
 
 __all__ = ["EXTENSIONS", "FolderSource", "TFDSSource", "open_source", "prepared_builder", "read_images"]
 
 
-def open_source(name, split="train", data_dir=None):
+def open_source(name, split="train", data_dir=None, label=None, image=None):
     """Opens a source by name.
 
     Args:
@@ -27,18 +29,22 @@ def open_source(name, split="train", data_dir=None):
             `imagenet2012` or `imagenette/320px-v2`.
         split: of the data set, e.g. `train`; a folder may hold one folder per split.
         data_dir: TensorFlow Datasets' folder.
+        label, image: features of a data set that has several, see `TFDSSource`.
 
     Raises:
         FileNotFoundError: no such folder or data set, or the data set is not prepared.
         ValueError: it holds no labelled images.
     """
-    if os.path.isdir(os.path.expanduser(name)):
-        return FolderSource(os.path.expanduser(name), split)
+    folder = os.path.expanduser(name)
+    if (label or image) and (os.path.isdir(folder) or name == "photos"):
+        raise ValueError(f"Features are for data sets of TensorFlow Datasets. Received: {label or image!r} for {name}")
+    if os.path.isdir(folder):
+        return FolderSource(folder, split)
     if name == "photos":
         return PhotoSource(split)
     if name.startswith((".", "~", os.sep)):
         raise FileNotFoundError(f"There is no folder {name}.")
-    return TFDSSource(name, split, data_dir)
+    return TFDSSource(name, split, data_dir, label, image)
 
 
 _NO_CLASSES = "{0} holds no class folders. Expected one folder of images per class, such as {0}/cat/1.jpg."
@@ -157,115 +163,6 @@ def _names(folders):
     return (", ".join(names[:8]) + (" …" if len(names) > 8 else "")) or "no folders of pictures"
 
 
-class TFDSSource:
-    """A prepared, class-labelled data set of TensorFlow Datasets, stored as TFRecord or as ArrayRecord."""
-
-    def __init__(self, name, split="train", data_dir=None):
-        self.name, self.split = name, split
-        self._builder = prepared_builder(name, data_dir)
-        features = self._builder.info.features
-        self._image, self._label = (_feature_of(features, kind, name) for kind in ("Image", "ClassLabel"))
-        self._check_split()
-        self.class_names = tuple(features[self._label].names or map(str, range(features[self._label].num_classes)))
-
-    def __len__(self):
-        return self._builder.info.splits[self.split].num_examples
-
-    def _check_split(self):
-        splits = self._builder.info.splits
-        if self.split not in splits:
-            raise ValueError(f"{self.name} has the splits {', '.join(splits)}. Received: {self.split!r}")
-
-    def examples(self, start, stop):
-        """The data set's own examples of a range, as dicts, with the images still encoded."""
-        stop = min(stop, len(self))
-        if start >= stop:
-            return iter(())
-        array_record = self._builder.info.file_format.value == "array_record"
-        return (self._array_records if array_record else self._tf_records)(start, stop)
-
-    def read(self, start, stop):
-        for place, example in enumerate(self.examples(start, stop), start):
-            yield Example(_bytes(example[self._image]), int(example[self._label]), _key(example, self.split, place))
-
-    def _array_records(self, start, stop):
-        source = self._builder.as_data_source(self.split, decoders=self._decoders())
-        return (source[i] for i in range(start, stop))
-
-    def _tf_records(self, start, stop):
-        tfds = _tensorflow_datasets()
-        return self._builder.as_dataset(
-            split=f"{self.split}[{start}:{stop}]",
-            shuffle_files=False,
-            decoders=self._decoders(),
-            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-        ).as_numpy_iterator()
-
-    def _decoders(self):
-        return {self._image: _tensorflow_datasets().decode.SkipDecoding()}
-
-
-def prepared_builder(name, data_dir):
-    """The builder of a data set of TensorFlow Datasets. Raises FileNotFoundError, and says what to do, without one."""
-    tfds = _tensorflow_datasets()
-
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError):  # no such name, or not the form of one
-        raise FileNotFoundError(
-            f"{name!r} is neither a folder nor a data set of TensorFlow Datasets. Expected a folder of class folders, "
-            "photos, or a name such as imagenet2012."
-        ) from None
-    if not builder.info.splits:
-        raise FileNotFoundError(_how_to_prepare(name, builder.data_dir, data_dir))
-    return builder
-
-
-def _tensorflow_datasets():
-    """TensorFlow Datasets, imported where it is used: it is an extra, and slow, and data workers need no Keras."""
-    from fcdm_keras.backend.hub import hide_tensorflow_gpus
-
-    hide_tensorflow_gpus()
-    import tensorflow_datasets
-
-    return tensorflow_datasets
-
-
-def _how_to_prepare(name, expected, data_dir):
-    where = data_dir or "~/tensorflow_datasets"
-    if name.startswith("imagenet2012"):
-        run = (
-            "Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org, put them into "
-            f"{where}/downloads/manual and run"
-        )
-    else:
-        run = "With a network, run"
-    return (
-        f"{name} is not prepared: there is nothing at {expected}. {run} `tfds build {name} --data_dir {where}`; "
-        "--data-dir names another place, and a folder of class folders works too."
-    )
-
-
-def _feature_of(features, kind, name):
-    """The key of the only, or the first, feature of a kind."""
-    for key, feature in features.items():
-        if type(feature).__name__ == kind:
-            return key
-    raise ValueError(
-        f"{name} has no {kind} feature, so it is no class-labelled set of images. Received: {list(features)}"
-    )
-
-
-def _bytes(image):
-    return bytes(image) if isinstance(image, bytes) else np.asarray(image).item()
-
-
-def _key(example, split, place):
-    name = example.get("file_name")
-    name = name.item() if isinstance(name, np.ndarray) else name
-    return name.decode() if isinstance(name, bytes) else f"{split}/{place}"
-
-
 def read_images(source, size):
     """All images of a small source in memory: uint8 `(N, size, size, 3)`, labels int32 `(N,)`, what was skipped.
 
@@ -277,9 +174,10 @@ def read_images(source, size):
     """
     images, labels, skipped = [], [], []
     for example in source.read(0, len(source)):
+        label = check_label(example, source)
         try:
             images.append(example.cropped(size)[0])
-            labels.append(example.label)
+            labels.append(label)
         except UnreadableImageError as error:
             skipped.append((example.key, str(error)))
     if not images:

@@ -13,6 +13,7 @@ import dataclasses
 from pathlib import Path
 
 from fcdm_keras import options
+from fcdm_keras.files import read_text
 from fcdm_keras.recipes import TrainConfig
 
 CONFIG, CHECKPOINTS, PRESET = "config.json", "checkpoints", "preset"
@@ -59,7 +60,7 @@ def stored_config(folder, config_class=TrainConfig, others=False):
     """The configuration stored in a run folder; options as in `options.from_json`. Raises ValueError if unreadable."""
     file = Path(folder) / CONFIG
     try:
-        return options.from_json(file.read_text(), config_class, others)
+        return options.from_json(read_text(file), config_class, others)
     except ValueError as error:
         raise ValueError(
             f"{file} does not fit; give another run folder, or remove it if it is damaged: {error}"
