@@ -17,6 +17,8 @@ from fcdm_keras.training.checkpoint import WEIGHTS, CheckpointManager
 from fcdm_keras.training.plots import plot_losses
 from fcdm_keras.training.trainer import DiffusionTrainer
 
+pytestmark = pytest.mark.no_backend
+
 BATCH = 4
 
 
@@ -92,7 +94,6 @@ def test_steps_are_counted_from_the_start_of_the_run(run):
     assert [logged["step"] for logged in rows] == [1002, 1004]
 
 
-@pytest.mark.no_backend
 def test_log_drops_what_a_resumed_run_repeats(tmp_path):
     path = tmp_path / "log.csv"
     write = callbacks.CSVWriter(path)
@@ -107,7 +108,6 @@ def test_log_drops_what_a_resumed_run_repeats(tmp_path):
     assert os.listdir(tmp_path) == ["log.csv"]
 
 
-@pytest.mark.no_backend
 def test_log_survives_being_cut_anywhere(tmp_path):
     path = tmp_path / "log.csv"
     write = callbacks.CSVWriter(path)
@@ -122,7 +122,6 @@ def test_log_survives_being_cut_anywhere(tmp_path):
         assert callbacks.read_csv(path) == [*[row(100), row(200)][:complete], row(300)]
 
 
-@pytest.mark.no_backend
 def test_curves_are_drawn_from_any_log(tmp_path):
     write = callbacks.CSVWriter(tmp_path / "log.csv")
     for rows in ([], [row(10)], [row(20, loss=float("nan")), row(30, loss=float("inf"))]):
@@ -140,7 +139,6 @@ def scalars(folder):
     return {name: [(event.step, event.value) for event in events.Scalars(f"train/{name}")] for name in ("loss", "vb")}
 
 
-@pytest.mark.no_backend
 def test_tensorboard_reads_the_log_and_hides_what_was_repeated(tmp_path):
     for resume_step, losses, visible in (
         (0, {10: 1, 20: 2, 30: 3}, [(10, 1), (20, 2), (30, 3)]),
@@ -218,7 +216,6 @@ def test_grid_leaves_training_as_it_is(run, task, tmp_path):
         np.testing.assert_array_equal(value, without)
 
 
-@pytest.mark.no_backend
 def test_grid_keeps_every_pixel():
     pixels = np.arange(3 * 2 * 5 * 3, dtype="uint8").reshape(3, 2, 5, 3)
     picture = np.asarray(images.grid(pixels, columns=2, padding=1, min_side=2))

@@ -324,6 +324,7 @@ def test_a_kill_at_random_moments_leaves_whole_checkpoints(tmp_path, trainer, ot
     assert CheckpointManager(tmp_path).restore(other) == last
 
 
+@pytest.mark.no_backend
 @FORKS
 def test_a_kill_before_any_file_operation_leaves_whole_checkpoints(tmp_path, trainer):
     """Saves step 2, which replaces a checkpoint and prunes another, killed before its 1st, 2nd, … system operation."""

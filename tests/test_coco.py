@@ -23,6 +23,8 @@ from t2i.recipes import RECIPES
 from t2i.tasks import TextToImage
 from t2i.text_encoder import OpenCLIPTextEncoder
 
+pytestmark = pytest.mark.no_backend
+
 VAE, SIZE, COUNT = str(GOLDEN / "vae"), 32, 5
 CAPTIONS = {
     "000000000009.jpg": ["A red bus.", "A bus turns left."],
@@ -78,7 +80,6 @@ def store(coco, clip, tmp_path_factory):
     return folder
 
 
-@pytest.mark.no_backend
 def test_official_files_are_read(coco):
     source = open_coco(str(coco))
     assert source.split == "train2017" and len(source) == COUNT and source.captions() == CAPTIONS
@@ -87,7 +88,6 @@ def test_official_files_are_read(coco):
     np.testing.assert_array_equal(examples[0].decoded(), np.asarray(Image.open(coco / "train2017" / examples[0].key)))
 
 
-@pytest.mark.no_backend
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 def test_tensorflow_datasets_are_read(coco, tmp_path, file_format):
     import tensorflow_datasets as tfds
@@ -141,7 +141,6 @@ def test_tensorflow_datasets_are_read(coco, tmp_path, file_format):
         open_coco("coco_captions", "val", str(tmp_path))
 
 
-@pytest.mark.no_backend
 @pytest.mark.parametrize("name", ["coco_captions", "/nowhere/coco", "nonsense"])
 def test_missing_coco_says_how_to_get_it(name, tmp_path):
     with pytest.raises(FileNotFoundError, match="Download train2017.zip .*cocodataset.org.*tfds build coco_captions"):
@@ -150,7 +149,6 @@ def test_missing_coco_says_how_to_get_it(name, tmp_path):
         open_coco(str(tmp_path))
 
 
-@pytest.mark.no_backend
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -295,7 +293,6 @@ def test_a_run_takes_latents_captions_and_the_text_encoder_from_the_store(store,
     assert captions == ["A red bus.", "The cat to the RIGHT of a bowl", "a"] and shown.shape == (3, 16)
 
 
-@pytest.mark.no_backend
 def test_the_script_trains_from_a_store_and_starts_from_a_class_model(store, clip, tmp_path, capsys):
     classes = FCDMBackbone(8, (0, 0, 1, 0, 0), num_classes=3, in_channels=4)
     classes.save_to_preset(str(tmp_path / "classes"))

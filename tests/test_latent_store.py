@@ -108,6 +108,7 @@ def test_a_flip_is_decoded_to_the_mirror_image(photos, tmp_path):
     assert psnr(images, flipped).mean() < mirrored - 4
 
 
+@pytest.mark.no_backend
 def test_metadata_tell_what_was_done(store):
     m = store.metadata
     assert (m.num_images, m.num_classes, m.image_size, m.latent_shape) == (COUNT, 3, SIZE, (4, 4, 4))
@@ -117,6 +118,7 @@ def test_metadata_tell_what_was_done(store):
     assert store.damaged_shards() == []
 
 
+@pytest.mark.no_backend
 def test_a_killed_encoding_goes_on_to_the_same_store(store, photos, tmp_path, capsys):
     """The command, killed (-9) as soon as a shard is finished; then run again. Finished shards are not touched."""
     command = [sys.executable, "-m", "fcdm_keras.encode", f"--source={photos}", f"--vae={VAE}", f"--image-size={SIZE}"]
@@ -139,6 +141,7 @@ def test_a_killed_encoding_goes_on_to_the_same_store(store, photos, tmp_path, ca
     assert_same_contents(store.folder, tmp_path / "latents")
 
 
+@pytest.mark.no_backend
 def test_processes_share_the_shards(store, photos, vae, tmp_path):
     options = {"image_size": SIZE, "shard_size": 4, "batch_size": 3, "autoencoder_name": VAE}
     encoders = [StoreEncoder(tmp_path, FolderSource(photos), vae, **options) for _ in range(2)]
@@ -148,6 +151,7 @@ def test_processes_share_the_shards(store, photos, vae, tmp_path):
     assert_same_contents(store.folder, tmp_path)
 
 
+@pytest.mark.no_backend
 def test_unreadable_images_are_named_and_left_out_up_to_a_limit(photos, vae, tmp_path):
     source = tmp_path / "images"
     shutil.copytree(photos, source)
@@ -163,6 +167,7 @@ def test_unreadable_images_are_named_and_left_out_up_to_a_limit(photos, vae, tmp
     assert (tmp_path / "other" / "shard-00001.json").exists()  # finished shards are kept
 
 
+@pytest.mark.no_backend
 def test_an_image_that_vanished_is_unreadable_and_no_full_disk(photos, vae, tmp_path):
     shutil.copytree(photos, tmp_path / "photos")
     source = FolderSource(tmp_path / "photos")
@@ -174,6 +179,7 @@ def test_an_image_that_vanished_is_unreadable_and_no_full_disk(photos, vae, tmp_
     assert StoreEncoder(tmp_path / "store", source, vae, **options).run().skipped == 1
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("value", [np.nan, np.inf, 7e4])
 def test_latents_that_are_not_finite_are_not_stored(photos, vae, tmp_path, monkeypatch, value):
     """Also those that float16 cannot hold."""
@@ -256,6 +262,7 @@ def test_worker_processes_and_resumed_readers_give_the_same_batches(store):
         np.testing.assert_array_equal(a["labels"], b["labels"])
 
 
+@pytest.mark.no_backend
 def test_a_store_without_flips(photos, vae, tmp_path):
     make(tmp_path, photos, vae, flips=False)
     store = LatentStore(tmp_path)
@@ -294,6 +301,7 @@ def rewrite(folder, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+@pytest.mark.no_backend
 def test_damaged_stores_are_refused_in_one_sentence(store, tmp_path, capsys):
     def cut(folder):
         os.truncate(folder / "shard-00001.array_record", 1000)
@@ -320,6 +328,7 @@ def test_damaged_stores_are_refused_in_one_sentence(store, tmp_path, capsys):
         encode.main(["--verify", str(damaged(store, tmp_path / "bit", flip_a_bit))])
 
 
+@pytest.mark.no_backend
 def test_another_command_does_not_go_on_with_a_store(store, photos, vae, tmp_path):
     folder = damaged(store, tmp_path / "x", lambda f: None)
     with pytest.raises(ValueError, match="made otherwise .image_size=32 there, 64 now; latent_shape="):
@@ -331,6 +340,7 @@ def test_another_command_does_not_go_on_with_a_store(store, photos, vae, tmp_pat
     assert read_metadata(folder) == store.metadata
 
 
+@pytest.mark.no_backend
 def test_a_store_that_does_not_fit_on_the_disk_is_refused_at_once(photos, vae, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -338,6 +348,7 @@ def test_a_store_that_does_not_fit_on_the_disk_is_refused_at_once(photos, vae, t
         make(tmp_path / "latents", photos, vae)
 
 
+@pytest.mark.no_backend
 def test_a_full_disk_while_encoding_keeps_finished_shards(photos, tmp_path, monkeypatch):
     """The system lets no file grow beyond 20,000 bytes from the second shard on."""
     arguments = [f"--source={photos}", f"--vae={VAE}", f"--image-size={SIZE}", "--shard-size=4", "--batch-size=3"]

@@ -119,6 +119,7 @@ def trained(small, tmp_path_factory):
     return folder, shapes.open_autoencoder(config(), folder)
 
 
+@pytest.mark.no_backend
 def test_it_is_trained_once_and_its_latents_are_standard(trained):
     folder, autoencoder = trained
     assert [path.name for path in folder.iterdir()] == ["autoencoder.npz"]
