@@ -112,7 +112,7 @@ def test_inception_score_of_images_in_order_of_their_classes(order):
     p, whole = by_class()
     ordered = p[np.argsort(order(np.arange(len(p)) % 50), kind="stable")]
     with pytest.warns(UserWarning, match="^The images are in order of their classes: consecutive splits of 1,000"):
-        assert inception_score(ordered, 1000) == pytest.approx(whole, rel=0.02)
+        assert inception_score(ordered, 1000) == pytest.approx(whole, rel=0.03)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert inception_score(p, 1000) == pytest.approx(whole, rel=1e-9)
@@ -124,7 +124,7 @@ def test_chance_is_no_order():
     generator = np.random.default_rng(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for count, size, classes in ((24, 8, 10), (100, 50, 3), (3000, 1000, 1008)) * 20:
+        for count, size, classes in (*((24, 8, 10), (100, 50, 3)) * 20, (3000, 1000, 1008)):
             p = generator.dirichlet(np.full(classes, 0.1), count) + 1e-9
             p /= p.sum(1, keepdims=True)
             splits = [inception_score(p[start : start + size], size) for start in range(0, count, size)]

@@ -48,7 +48,8 @@ def frechet_distance(mu_a, sigma_a, mu_b, sigma_b):
         raise ValueError("Means and covariances must be finite. Received: NaN or infinity")
     trace_root = np.linalg.svd(_factor(sigma_a).T @ _factor(sigma_b), compute_uv=False).sum()
     difference = mu_a - mu_b
-    distance = difference @ difference + np.trace(sigma_a) + np.trace(sigma_b) - 2.0 * trace_root
+    with np.errstate(over="ignore"):
+        distance = difference @ difference + np.trace(sigma_a) + np.trace(sigma_b) - 2.0 * trace_root
     if not np.isfinite(distance):
         raise ValueError("The distance of these means and covariances is too large for a number.")
     return max(0.0, float(distance))
