@@ -5,12 +5,14 @@
     python -m fcdm_keras.evaluate images/ --write-reference REF.npz
     python -m fcdm_keras.evaluate latents/ --write-reference REF.npz
 
-SAMPLES is an .npz file with arr_0 (uint8, N×H×W×3), a folder of images, a latent store, whose images are decoded, or a
-run folder or preset, whose model then draws the images without writing them. The reference is a file of ADM's, one of
-ours, or images likewise.
+SAMPLES is an .npz file with arr_0 (uint8, N×H×W×3), an .npy file, a folder of images, a latent store, whose images are
+decoded, or a run folder or preset, whose model then draws the images without writing them. The reference is a file of
+ADM's, one of ours, or images likewise. What a file is, its content says and not its name. Of images that are there,
+--num-samples N takes N that are evenly spaced.
 
 Scores: FID, sFID, Inception score, precision and recall (3 neighbours), KID. --features takes other networks than
-Inception: dinov2 for FD-DINOv2, or a Keras model of your own.
+Inception: dinov2 for FD-DINOv2, or a Keras model of your own. Beside KID stands the standard deviation of its estimates
+on subsets of 1000 images, kid_std in the JSON.
 """
 
 from pathlib import Path
@@ -23,7 +25,8 @@ from fcdm_keras.sampling.flags import add_request_flags, check_request_flags
 def parse(arguments=None):
     parser = command_parser("fcdm_keras.evaluate", __doc__)
     parser.add_argument(
-        "samples", help=".npz file, folder of images, latent store, run folder, preset folder, hf://… or kaggle://…"
+        "samples",
+        help=".npz or .npy file, folder of images, latent store, run folder, preset folder, hf://… or kaggle://…",
     )
     parser.add_argument("--reference", metavar="REF", help=".npz file with arr_0, mu, sigma, mu_s, sigma_s, or images")
     parser.add_argument("--json", metavar="FILE", help="write the scores to this file")
@@ -52,14 +55,19 @@ def parse(arguments=None):
         path = getattr(options, name)
         if path and not Path(path).absolute().parent.is_dir():
             parser.error(f"{flag(name)} {path}: there is no folder {Path(path).absolute().parent}.")
+        if path and Path(path).is_dir():
+            parser.error(f"{flag(name)} {path}: that is a folder, and a file is to be written.")
     return options
 
 
 def _metrics(parser, text):
-    chosen = text.split(",") if text else None
-    if chosen and not set(chosen) <= TITLES.keys():
+    """Names of metrics in the order of the suite; capitals, and blanks around or inside them, do not matter."""
+    if text is None:
+        return None
+    chosen = {"_".join(name.lower().split()) for name in text.split(",")} - {""}
+    if not chosen or not chosen <= TITLES.keys():
         parser.error(f"--metrics must be some of {','.join(TITLES)}. Received: {text!r}")
-    return chosen
+    return [metric for metric in TITLES if metric in chosen]
 
 
 def main(arguments=None):

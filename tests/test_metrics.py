@@ -14,6 +14,7 @@ from fcdm_keras.evaluation.metrics import (
     frechet_distance,
     inception_score,
     kernel_distance,
+    kernel_distances,
     mean_and_covariance,
     precision_recall,
 )
@@ -89,6 +90,45 @@ def test_inception_score_of_adms_probabilities(golden):
     assert inception_score(data["probs_long"], 10_000) == pytest.approx(data["is_long_one_split_f64"], rel=1e-9)
     with pytest.warns(RuntimeWarning, match="image 4 is exactly 0"):
         assert np.isnan(inception_score(data["probs_with_zero"])) and np.isnan(data["is_with_zero"])
+
+
+def by_class(count=4000, classes=50):
+    """Probabilities 0.9 of classes in turn, and the score of all images at once: exp(log classes − entropy)."""
+    p = np.full((count, classes), 0.1 / (classes - 1))
+    p[np.arange(count), np.arange(count) % classes] = 0.9
+    return p, classes * np.exp((p[0] * np.log(p[0])).sum())
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda classes: classes,
+        lambda classes: -classes,
+        lambda classes: classes >= 25,  # the first half of the classes first, each in turn
+        lambda classes: np.where(np.arange(len(classes)) < 2000, classes, 0),  # half of the images
+    ],
+)
+def test_inception_score_of_images_in_order_of_their_classes(order):
+    p, whole = by_class()
+    ordered = p[np.argsort(order(np.arange(len(p)) % 50), kind="stable")]
+    with pytest.warns(UserWarning, match="^The images are in order of their classes: consecutive splits of 1,000"):
+        assert inception_score(ordered, 1000) == pytest.approx(whole, rel=0.03)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert inception_score(p, 1000) == pytest.approx(whole, rel=1e-9)
+        assert inception_score(ordered, 4000) == pytest.approx(whole, rel=1e-9)
+
+
+def test_chance_is_no_order():
+    """Splits of a few images differ much, and are ADM's still: each is the score of its rows."""
+    generator = np.random.default_rng(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for count, size, classes in (*((24, 8, 10), (100, 50, 3)) * 20, (3000, 1000, 1008)):
+            p = generator.dirichlet(np.full(classes, 0.1), count) + 1e-9
+            p /= p.sum(1, keepdims=True)
+            splits = [inception_score(p[start : start + size], size) for start in range(0, count, size)]
+            assert inception_score(p, size) == pytest.approx(np.mean(splits), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["features", "features_times256", "features_2048"])
@@ -211,6 +251,23 @@ def test_kernel_distance_is_unbiased():
     assert abs(kernel_distance(x, y, subset_size=200)) < 0.02 < kernel_distance(x, y + 0.3, subset_size=200)
 
 
+def test_kernel_distance_is_the_mean_over_subsets_whose_spread_is_told():
+    generator = np.random.default_rng(2)
+    x, y = generator.standard_normal((400, 4)), generator.standard_normal((300, 4)) + 0.2
+    estimates = kernel_distances(x, y, subset_size=50)
+    assert estimates.shape == (100,) and kernel_distance(x, y, subset_size=50) == estimates.mean()
+    apart = [kernel_distance(x, y, num_subsets=1, subset_size=50, seed=seed) for seed in range(100)]
+    assert estimates.std() == pytest.approx(np.std(apart), rel=0.3)
+    assert estimates.mean() == pytest.approx(np.mean(apart), abs=3 * np.std(apart) / 10)
+    assert kernel_distances(x, x).shape == (1,) and kernel_distance(x, x) < 0  # unbiased, and on the same images
+
+
+def test_no_distance_is_below_zero():
+    for seed in range(50):
+        features = np.random.default_rng(seed).standard_normal((30, 12)) * 10.0 ** (seed % 7)
+        assert fid(features, features) >= 0 and np.copysign(1, fid(features, features)) == 1
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -226,6 +283,7 @@ def test_kernel_distance_is_unbiased():
         (lambda: inception_score(np.ones((3, 4))), "sum to 1"),
         (lambda: inception_score(np.zeros((0, 4))), "at least 1 image"),
         (lambda: inception_score(np.full((3, 4), 0.25), split_size=0), "split_size"),
+        (lambda: frechet_distance(np.full(2, 1e200), np.eye(2), np.zeros(2), np.eye(2)), "too large for a number"),
         (lambda: kernel_distance(np.zeros((1, 2)), np.zeros((9, 2))), "at least 2 images"),
         (lambda: kernel_distance(np.full((5, 2), np.nan), np.zeros((9, 2))), "finite"),
     ],

@@ -190,7 +190,10 @@ def broken(tmp_path, name):
     ("name", "message"),
     [
         ("no_arr_0", r"must hold images \(arr_0, .*Received: arr$"),
-        ("float", r"must be uint8 images \(N, H, W, 3\), 0 to 255. Received: float64 .*; convert them"),
+        (
+            "float",
+            r"must be uint8 images \(N, H, W, 3\), 0 to 255. Received: float64 .*; they lie in 0 … 1: multiply by",
+        ),
         ("int64", "Received: int64 of shape"),
         ("nchw", r"Received: uint8 of shape \(5, 3, 4, 4\)"),
         ("empty", r"Received: uint8 of shape \(0, 4, 4, 3\)"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fcdm_keras.data.embedded import load_photos, load_regions
 from fcdm_keras.data.folders import list_pictures
-from fcdm_keras.data.pictures import UnreadableImageError, decode_image, picture_header, shown
+from fcdm_keras.data.pictures import UnreadableImageError, decode_image, shorter_side, shown
 
 HELD_OUT_SHARE, HELD_OUT_LIMIT = 0.05, 256
 CACHE_BYTES = 2**30
@@ -167,7 +167,7 @@ def _usable(files, source, size, resize):
     usable, unreadable, small = [], [], []
     for file in files:
         try:
-            shorter, _ = picture_header(file)
+            shorter = shorter_side(file)
         except UnreadableImageError:
             unreadable.append(shown(file.name))
             continue

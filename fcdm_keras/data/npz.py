@@ -1,4 +1,7 @@
-"""Arrays in `.npz` files, read and written in pieces: 50,000 images of 512² do not fit in memory."""
+"""Arrays in `.npz` and `.npy` files, read and written in pieces: 50,000 images of 512² do not fit in memory.
+
+Which of the two a file is, its first bytes say, not its name. A `.npy` file is read as its only array, `arr_0`.
+"""
 
 import contextlib
 import io
@@ -13,7 +16,7 @@ from fcdm_keras.files import replacing
 
 
 class NpzArray:
-    """One array of an `.npz` file, read in order without loading all of it. Sizes are checked when it is opened.
+    """One array of such a file, read in order without loading all of it. Sizes are checked when it is opened.
 
     Args:
         path: the file.
@@ -23,7 +26,7 @@ class NpzArray:
         shape, dtype: of the array.
 
     Raises:
-        ValueError: the file is no `.npz`, is cut short, or has no such array or one that cannot be streamed.
+        ValueError: the file is neither, is cut short, or has no such array or one that cannot be streamed.
         OSError: the file cannot be read.
     """
 
@@ -39,8 +42,7 @@ class NpzArray:
             raise ValueError(
                 f"{name} of {path} must be a plain array in C order. Received: {self.dtype}; save it again."
             )
-        with zipfile.ZipFile(path) as archive:
-            stored = archive.getinfo(f"{name}.npy").file_size - self._offset
+        stored = _stored_bytes(self.path, name) - self._offset
         if stored != math.prod(self.shape) * self.dtype.itemsize:
             raise ValueError(f"{name} of {path} is cut short. Received: {stored:,} bytes for shape {self.shape}")
 
@@ -62,12 +64,42 @@ class NpzArray:
                 content = _read(file, count * row_bytes, self)
                 yield np.frombuffer(content, self.dtype).reshape(count, *self.shape[1:])
 
+    def rows(self, places, size):
+        """Yields the rows at ascending `places` in arrays of `size` rows; the last one may be shorter.
+
+        Raises:
+            ValueError: the data does not fit its checksum.
+        """
+        kept, first = [], 0
+        for batch in self.batches(size, places[-1] + 1 if len(places) else 0):
+            kept.extend(batch[places[(places >= first) & (places < first + len(batch))] - first])
+            first += len(batch)
+            while len(kept) >= size:
+                yield np.stack(kept[:size])
+                del kept[:size]
+        if kept:
+            yield np.stack(kept)
+
     def _open(self):
-        return zipfile.ZipFile(self.path).open(f"{self.name}.npy")
+        return open(self.path, "rb") if _is_npy(self.path) else zipfile.ZipFile(self.path).open(f"{self.name}.npy")
+
+
+def _is_npy(path):
+    with open(path, "rb") as file:
+        return file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
+
+
+def _stored_bytes(path, name):
+    if _is_npy(path):
+        return path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        return archive.getinfo(f"{name}.npy").file_size
 
 
 def array_names(path):
-    """Names of the arrays in an `.npz` file. Raises ValueError if it is none."""
+    """Names of the arrays in an `.npz` or `.npy` file. Raises ValueError if it is neither."""
+    if _is_npy(path):
+        return ["arr_0"]
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
@@ -76,7 +108,7 @@ def array_names(path):
 
 
 def load_small(path, name):
-    """A whole array of an `.npz` file. Raises ValueError as `NpzArray` does."""
+    """A whole array of such a file. Raises ValueError as `NpzArray` does."""
     array = NpzArray(path, name)
     with array._open() as file:
         _read(file, array._offset, array)

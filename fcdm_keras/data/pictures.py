@@ -17,7 +17,6 @@ from PIL import Image, ImageCms, TiffImagePlugin
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "QOI")
 LARGEST = 178_956_970  # pixels, Pillow's own limit
 _LARGE = 2**25
-_GRAY = ("1", "L", "I", "F")  # modes, and all that begin with "I;"
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,10 +63,10 @@ def decode_image(encoded, side=None):
         return np.asarray(_turned(_to_rgb(image), _orientation(image)))
 
 
-def picture_header(file):
-    """Of a picture file: its shorter side in pixels, and whether it is stored as gray. Raises as `decode_image`."""
+def shorter_side(file):
+    """The shorter side of a picture file in pixels, from its header. Raises as `decode_image`."""
     with _opened(file) as image:
-        return min(image.size), image.mode in _GRAY or image.mode.startswith("I;")
+        return min(image.size)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from fcdm_keras.data.embedded import PhotoSource
 from fcdm_keras.data.folders import ENDINGS as EXTENSIONS
 from fcdm_keras.data.folders import Listing, holds_pictures, is_hidden, is_picture, list_pictures, subfolders
 from fcdm_keras.data.labels import check_label
-from fcdm_keras.data.pictures import UnreadableImageError, picture_header, shown
+from fcdm_keras.data.pictures import UnreadableImageError, shorter_side, shown
 from fcdm_keras.data.tfds_sources import TFDSSource, prepared_builder
 from fcdm_keras.data.transforms import Example
 
@@ -117,7 +117,7 @@ class FolderSource:
 
 def _opens(file):
     try:
-        picture_header(file)
+        shorter_side(file)
     except UnreadableImageError:
         return False
     return True

@@ -2,7 +2,7 @@
 
 An extractor has a `name`, which reference files keep, and `extract(images)`: uint8 `(B, H, W, 3 or 1)` → a dict of
 float32 arrays with `pool` `(B, D)`, and, if the network gives them, `spatial` `(B, S)` for sFID and `probabilities`
-`(B, classes)` for the Inception score. Gray images are read as RGB.
+`(B, classes)` for the Inception score. Gray images are read as RGB. `widths(shape)` tells D and S without images.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from keras import ops
 
 from fcdm_keras import backend
 from fcdm_keras.backend.hub import keras_hub, unchanged_backbones
+from fcdm_keras.evaluation.arrays import LOOKED_AT, check_images
 from fcdm_keras.evaluation.inception.graph import FrozenGraph
 
 INCEPTION_URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb"
@@ -38,38 +39,47 @@ class Extractor:
             raise ValueError(f"batch_size must be at least 1. Received: {batch_size}")
         self.name = name
         self.batch_size = batch_size
+        self._widths = {}
 
-    def extract(self, images):
+    def extract(self, images, first=0):
         """Features of uint8 images `(B, H, W, 3 or 1)`, a dict of float32 arrays, see above.
+
+        `first` is the number of the first of them, for messages.
 
         Raises:
             ValueError: images of another type or shape, or features that are not finite.
         """
         images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-            raise ValueError(
-                "Images must be uint8 (N, H, W, 3), 0 to 255. "
-                f"Received: {images.dtype} of shape {images.shape}; convert them with clip(127.5 · x + 128, 0, 255)"
-            )
+        check_images(images.shape, images.dtype, lambda: images[:LOOKED_AT])
         parts = [
-            self._padded(images[start : start + self.batch_size]) for start in range(0, len(images), self.batch_size)
+            self._padded(images[start : start + self.batch_size], first + start)
+            for start in range(0, len(images), self.batch_size)
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def widths(self, shape):
+        """Features of an image of this shape, `(H, W, 3 or 1)`: their number by their name. One batch is computed."""
+        if shape[:2] not in self._widths:
+            features = self.compute(np.zeros((self.batch_size, *shape[:2], 3), "float32"))
+            self._widths[shape[:2]] = {name: value.shape[1] for name, value in features.items()}
+        return self._widths[shape[:2]]
 
     def compute(self, images):
         """Features of float32 RGB images `(batch_size, H, W, 3)`, 0 … 255, as a dict of tensors."""
         raise NotImplementedError
 
-    def _padded(self, images):
+    def _padded(self, images, first):
         missing = self.batch_size - len(images)
         batch = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge").astype("float32")
         batch = np.repeat(batch, 3, axis=-1) if images.shape[-1] == 1 else batch
         features = {name: ops.convert_to_numpy(value)[: len(images)] for name, value in self.compute(batch).items()}
         for name, value in features.items():
-            if not np.isfinite(value).all():
+            bad = np.flatnonzero(~np.isfinite(value).all(axis=1))
+            if len(bad):
                 raise ValueError(
-                    f"The {name} features of {self.name} must be finite. Received: NaN or infinity; its weights are "
-                    "damaged or do not fit the images."
+                    f"The {name} features of {self.name} must be finite. Received: NaN or infinity from {len(bad)} of "
+                    f"{len(images)} images, first from image {first + bad[0]} (from 0 on); its weights are damaged or "
+                    "do not fit the images."
                 )
         return features
 
@@ -126,7 +136,7 @@ class KerasExtractor(Extractor):
     If the output is a vector of probabilities (its last layer is a softmax), it is `probabilities` as well.
 
     Args:
-        model: takes float `(B, height, width, 3 or 1)`.
+        model: takes float `(B, height, width, 3 or 1)`; one channel is the images' luma (BT.601).
         preprocess: function of float32 images in 0 … 255 before the model, such as
             `keras.applications.resnet50.preprocess_input`; default none.
         image_size: (height, width) to resize to, bilinear with anti-aliasing; default the model's input shape if it is
@@ -163,7 +173,8 @@ class KerasExtractor(Extractor):
 
     def _features(self, images):
         if self._gray:
-            images = images[..., :1]
+            red, green, blue = (images[..., channel : channel + 1] for channel in range(3))
+            images = red + 0.587 * (green - red) + 0.114 * (blue - red)  # exactly the gray of gray images
         if self._size and tuple(images.shape[1:3]) != tuple(self._size):
             images = ops.image.resize(images, self._size, antialias=True, data_format="channels_last")
         output = ops.cast(self._model(self._preprocess(images), training=False), "float32")
@@ -227,6 +238,9 @@ class Pixels(Extractor):
 
     def compute(self, images):
         return {"pool": ops.convert_to_tensor(images.reshape(len(images), -1) / 255.0)}
+
+    def widths(self, shape):
+        return {"pool": 3 * shape[0] * shape[1]}
 
 
 def load_extractor(kind, inception=None, batch_size=64):

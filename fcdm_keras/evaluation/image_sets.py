@@ -1,8 +1,10 @@
-"""Sets of images to score: of an `.npz` file, a folder, memory, a latent store, or a model that draws them.
+"""Sets of images to score: of an `.npz` or `.npy` file, a folder, memory, a latent store, or a model that draws them.
 
-Each has `name`, `count`, `shape` (H, W, channels), and `batches(size, stop)`, which yields uint8 `(B, H, W, C)`.
+Each has `name`, `count`, `shape` (H, W, channels), and `batches(size, count)`, which yields uint8 `(B, H, W, C)`: all
+images, or `count` of them that are evenly spaced, so that a set in order of its classes gives some of each.
 """
 
+import math
 import warnings
 from pathlib import Path
 
@@ -13,11 +15,14 @@ from fcdm_keras.autoencoders import KLAutoencoder, to_uint8
 from fcdm_keras.data.folders import by_number, list_pictures
 from fcdm_keras.data.latent_store import LatentStore
 from fcdm_keras.data.npz import NpzArray
-from fcdm_keras.data.pictures import UnreadableImageError, decode_image, picture_header, shown
+from fcdm_keras.data.pictures import UnreadableImageError, decode_image, shown
+from fcdm_keras.evaluation.arrays import LOOKED_AT, check_images, spaced
+
+LOOKED_INTO = 2**28  # bytes of a file whose values decide what is advised
 
 
 class ImageFile:
-    """`arr_0` of an `.npz` file, read in pieces.
+    """`arr_0` of an `.npz` file, or the array of a `.npy` file, read in pieces.
 
     Raises:
         ValueError: there is no `arr_0`, or it holds no uint8 images.
@@ -26,24 +31,23 @@ class ImageFile:
 
     def __init__(self, path):
         self._array = NpzArray(path)
+        check_images(self._array.shape, self._array.dtype, self._some, f"arr_0 of {path} must be uint8 images")
         self.name, self.count, self.shape = str(path), len(self._array), self._array.shape[1:]
-        shape, dtype = self._array.shape, self._array.dtype
-        if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or 0 in shape:
-            raise ValueError(
-                f"arr_0 of {path} must be uint8 images (N, H, W, 3), 0 to 255. Received: {dtype} of shape {shape}"
-                + ("; convert them with clip(127.5 · x + 128, 0, 255)" if dtype.kind == "f" else "")
-            )
 
-    def batches(self, size, stop=None):
-        return self._array.batches(size, stop)
+    def batches(self, size, count=None):
+        return self._array.batches(size) if count is None else self._array.rows(spaced(self.count, count), size)
+
+    def _some(self):
+        """A few rows from all over the first `LOOKED_INTO` bytes."""
+        row_bytes = self._array.dtype.itemsize * math.prod(self._array.shape[1:])
+        near = max(1, min(len(self._array), LOOKED_INTO // row_bytes))
+        return next(self._array.rows(spaced(near, min(near, LOOKED_AT)), LOOKED_AT))
 
 
 class ImageFolder:
     """All pictures in a folder and those below it, in the order of their numbers or names; `grid.png` is left out.
 
-    They are gray, of one channel, if all are stored so, and else of three.
-
-    What else lies there is told in a warning.
+    All have three channels. What else lies there is told in a warning.
 
     Raises:
         ValueError: there are no images, or, while reading, one that is damaged or of another size than the first.
@@ -58,18 +62,17 @@ class ImageFolder:
             raise ValueError(f"{self.name} must hold images. Received: none. {listing.left_out()}".rstrip())
         if listing.left_out():
             warnings.warn(f"{self.name}: {listing.left_out()}", stacklevel=2)
-        self._channels = 1 if all(map(_is_gray, self._files)) else 3
         self.count, self.shape = len(self._files), None
         self.shape = self._read(self._files[0]).shape
 
-    def batches(self, size, stop=None):
-        files = self._files[:stop]
+    def batches(self, size, count=None):
+        files = [self._files[place] for place in spaced(self.count, count)]
         for start in range(0, len(files), size):
             yield np.stack([self._read(file) for file in files[start : start + size]])
 
     def _read(self, file):
         try:
-            image = decode_image(file)[..., : self._channels]
+            image = decode_image(file)
         except UnreadableImageError as error:
             raise ValueError(f"{shown(file)} is no image, or is damaged: {error}") from None
         if self.shape not in (None, image.shape):
@@ -80,23 +83,21 @@ class ImageFolder:
         return image
 
 
-def _is_gray(file):
-    try:
-        return picture_header(file)[1]
-    except UnreadableImageError:
-        return True  # it is named when it is read
-
-
 class ArrayImages:
-    """Images in memory, uint8 `(N, H, W, channels)`."""
+    """Images in memory, uint8 `(N, H, W, channels)`.
+
+    Raises:
+        ValueError: an array of another type or shape.
+    """
 
     def __init__(self, images, name="the images"):
-        self._images = images
+        self._images = images = np.asarray(images)
+        check_images(images.shape, images.dtype, lambda: images[spaced(len(images), min(len(images), LOOKED_AT))])
         self.name, self.count, self.shape = name, len(images), images.shape[1:]
 
-    def batches(self, size, stop=None):
-        count = self.count if stop is None else min(stop, self.count)
-        return (self._images[start : min(start + size, count)] for start in range(0, count, size))
+    def batches(self, size, count=None):
+        places = spaced(self.count, count)
+        return (self._images[places[start : start + size]] for start in range(0, len(places), size))
 
 
 class StoredImages:
@@ -118,25 +119,41 @@ class StoredImages:
         self.name, self.count = str(path), len(self._store)
         self.shape = (metadata.image_size, metadata.image_size, self._autoencoder.in_channels)
 
-    def batches(self, size, stop=None):
-        count = self.count if stop is None else min(stop, self.count)
-        for start in range(0, count, size):
-            means, *_ = self._store.read(np.arange(start, min(start + size, count)))
+    def batches(self, size, count=None):
+        places = spaced(self.count, count)
+        for start in range(0, len(places), size):
+            means, *_ = self._store.read(places[start : start + size])
             yield ops.convert_to_numpy(to_uint8(self._autoencoder.decode(means.astype(np.float32))))
 
 
 class DrawnImages:
-    """What a `Drawing` draws; its batch size counts, not the caller's."""
+    """What a `Request` draws; its batch size counts, not the caller's."""
 
     def __init__(self, drawing, name):
         self._drawing = drawing
         self.name, self.count, self.shape = name, len(drawing), drawing.image_shape
 
-    def batches(self, size, stop=None):
-        for first, images in self._drawing.batches():
-            if stop is not None and first >= stop:
-                return
-            yield images[: None if stop is None else stop - first]
+    def batches(self, size, count=None):
+        if count not in (None, self.count):
+            raise ValueError(f"{self.name} draws {self.count} images. Received: {count} asked for")
+        return (images for _, images in self._drawing.batches())
+
+
+class Part:
+    """`count` images of a set, evenly spaced.
+
+    Raises:
+        ValueError: it holds fewer.
+    """
+
+    def __init__(self, images, count):
+        if count > images.count:
+            raise ValueError(f"{images.name} holds {images.count} images. Received: {count} asked for")
+        self._images = images
+        self.name, self.count, self.shape = images.name, count, images.shape
+
+    def batches(self, size):
+        return self._images.batches(size, self.count)
 
 
 def is_model(source):

@@ -123,7 +123,9 @@ def draw_scored(config, trainer, task, conditions, **options):
 
 def reference_judge(config):
     """The judge that compares images with the run's reference, and the names of its scores."""
-    judge = Judge(config.eval_reference, load_extractor(config.eval_features, config.inception or None))
+    expected = (config.num_eval_samples, config.image_size, config.image_size, 3)
+    extractor = load_extractor(config.eval_features, config.inception or None)
+    judge = Judge(config.eval_reference, extractor, expected=expected)
     return judge, judge.metrics
 
 

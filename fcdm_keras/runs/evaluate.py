@@ -34,9 +34,10 @@ def run(options):
 
 
 def open_samples(options):
-    """The samples as an `ImageSet`, and the settings they are drawn with."""
+    """The samples as an `ImageSet`, of as many as `--num-samples` says, and the settings they are drawn with."""
     if not image_sets.is_model(options.samples):
-        return suite.open_set(options.samples), {}
+        samples = suite.open_set(options.samples)
+        return samples.part(options.num_samples) if options.num_samples else samples, {}
     options.source, options.num_samples = options.samples, options.num_samples or DRAWN
     request = Request(load_task(options.samples), options)
     settings = {**request.settings(), "label_order": options.label_order, "classes": options.classes}
@@ -51,13 +52,13 @@ def evaluate(options):
     size = min(options.features_batch_size, max(count or 1 for count in counts))
     extractor = load_extractor(options.features, options.inception, size)
     chosen = options.metrics or suite.available_metrics(extractor)
-    suite.check(samples, reference, extractor, chosen, options.num_samples)
+    suite.check(samples, reference, extractor, chosen)
     theirs = suite.collect(reference, extractor, chosen, batch_size=size, role="reference")
-    ours = suite.collect(samples, extractor, chosen, options.num_samples, size)
+    ours = suite.collect(samples, extractor, chosen, size)
     result = suite.scores(ours, theirs, chosen)
     return {
         **result,
-        "num_samples": options.num_samples or counts[0],
+        "num_samples": counts[0],
         "num_reference_images": counts[1],
         "sample_statistics": sorted(set(samples.given) & set(chosen)),
         "reference_statistics": sorted(set(reference.given) & set(chosen)),
@@ -82,7 +83,7 @@ def write_reference(options):
 
 
 def show(result):
-    """Prints the scores."""
+    """Prints the scores. KID's estimator may lie below 0, which no distance does: it is printed as 0."""
     samples, reference = result["num_samples"], result["num_reference_images"]
     print(f"\n{result['samples']}: {samples:,} images" if samples else f"\n{result['samples']}: statistics")
     print(f"{result['reference']}: " + (f"{reference:,} images" if reference else "statistics"))
@@ -91,7 +92,11 @@ def show(result):
             print(f"statistics in the {side} file replace its images' for {', '.join(result[f'{side}_statistics'])}")
     for metric, title in TITLES.items():
         if metric in result:
-            print(f"  {title:16} {result[metric]}")
+            print(f"  {title:16} {max(result[metric], 0.0)}{_deviation(metric, result)}")
+
+
+def _deviation(metric, result):
+    return f" ± {result[f'{metric}_std']:.2g} over subsets" if f"{metric}_std" in result else ""
 
 
 def write_json(result, path):
