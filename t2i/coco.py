@@ -183,7 +183,7 @@ class COCOCaptions(TFDSSource):
 def _holds_texts(feature):
     """Whether a feature is a text, or a sequence of texts or of dicts with a `text`."""
     inner = getattr(feature, "feature", feature)
-    return type(inner.get("text") if hasattr(inner, "get") else inner).__name__ == "Text"
+    return type(dict(inner.items()).get("text") if hasattr(inner, "items") else inner).__name__ == "Text"
 
 
 def _bytes(value):
