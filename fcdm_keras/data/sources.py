@@ -88,8 +88,9 @@ def read_images(source, size):
     images, labels, skipped = [], [], []
     for example in source.read(0, len(source)):
         try:
-            labels.append(check_label(example, source))
+            label = check_label(example, source)
             images.append(example.cropped(size)[0])
+            labels.append(label)
         except UnreadableImageError as error:
             skipped.append((example.key, str(error)))
     return np.stack(images), np.array(labels, np.int32), skipped
