@@ -136,7 +136,8 @@ class COCOCaptions(TFDSSource):
         self.name, self.remarks = name, []
         self._builder = prepared_builder(name, data_dir)
         features = self._builder.info.features
-        if not {"image", "image/filename", "captions"} <= features.keys() or not _holds_texts(features["captions"]):
+        there = {"image", "image/filename", "captions"} <= features.keys()
+        if not there or not all(map(_holds_texts, (features["captions"], features["image/filename"]))):
             raise ValueError(
                 f"{name} has no captioned images. Expected the features image, image/filename and captions, of texts. "
                 f"Received: {sorted(features.keys())}"
@@ -184,7 +185,8 @@ class COCOCaptions(TFDSSource):
 def _holds_texts(feature):
     """Whether a feature is a text, or a sequence of texts or of dicts with a `text`."""
     inner = getattr(feature, "feature", feature)
-    return type(inner.get("text") if hasattr(inner, "get") else inner).__name__ == "Text"
+    inner = dict(inner.items()).get("text") if hasattr(inner, "items") else inner
+    return inner is not None and inner.np_dtype in (np.object_, np.str_, np.bytes_)
 
 
 def _bytes(value):

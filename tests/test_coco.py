@@ -57,7 +57,10 @@ def official(root, captions=CAPTIONS, change=lambda content: None):
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
-    return official(tmp_path_factory.mktemp("data") / "coco")
+    """With a blank caption, which is none."""
+    blank = {"image_id": 25, "id": 99, "caption": " \n"}
+    root = tmp_path_factory.mktemp("data") / "coco"
+    return official(root, change=lambda content: content["annotations"].insert(4, blank))
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +195,10 @@ def test_captions_and_all_their_embeddings_lie_beside_the_latents(store, clip):
     assert not (store / "captions.unfinished").exists()
 
 
-def test_the_same_command_changes_nothing_and_another_encoder_is_refused(store, coco, clip):
+def test_the_same_command_changes_nothing_and_another_encoder_is_refused(store, coco, clip, capsys):
     before = {file.name: file.read_bytes() for file in store.iterdir() if file.is_file()}
     encode.main(encoding(coco, clip, store))
+    assert re.search("1 captions of .*captions_train2017.json are blank and are left out.", capsys.readouterr().out)
     with pytest.raises(SystemExit, match="^error: .*captions.json is of another text encoder .weights_hash"):
         encode.main(encoding(coco, clip, store, "--text-seed=1"))
     assert {file.name: file.read_bytes() for file in store.iterdir() if file.is_file()} == before

@@ -46,7 +46,7 @@ def pets(tmp_path_factory):
         "camera": kinds.ClassLabel(num_classes=7),
         "tags": kinds.Sequence(kinds.ClassLabel(num_classes=4)),
         "number": np.int64,
-        "stars": kinds.Scalar(np.int32, minimum=0, maximum=4),
+        "stars": kinds.Tensor(shape=(), dtype=np.int32, minimum=0, maximum=4),
         "indoors": np.bool_,
         "name": kinds.Text(),
     }
