@@ -17,7 +17,7 @@ def available_metrics(extractor):
 
 
 def check(samples, reference, extractor, chosen):
-    """Raises ValueError, in one sentence, if the chosen metrics cannot be computed. Warns of a poor comparison."""
+    """Raises ValueError, in one sentence, if the chosen metrics cannot be computed."""
     for metric in chosen:
         if METRICS[metric] not in extractor.gives:
             raise ValueError(
@@ -27,7 +27,7 @@ def check(samples, reference, extractor, chosen):
     sides = {"samples": samples, "reference": reference}
     for role, side in sides.items():
         _check_side(side, role, extractor, chosen)
-    widths = {role: _widths(side, extractor, chosen, role) for role, side in sides.items()}
+    widths = _widths(sides, extractor, chosen)
     for metric, width in widths["samples"].items():
         other = widths["reference"].get(metric, width)
         if width != other:
@@ -37,7 +37,6 @@ def check(samples, reference, extractor, chosen):
                 "another network or at another size"
             )
     check_memory(widths["samples"], chosen, [side.images.count for side in sides.values() if side.images])
-    _warn(sides, widths, extractor)
 
 
 def _needing(side, chosen, role):
@@ -67,12 +66,15 @@ def _check_side(side, role, extractor, chosen):
             )
 
 
-def _widths(side, extractor, chosen, role):
-    """Metric → features per image of this side, of all that are compared."""
-    needing = _needing(side, chosen, role)
-    of_images = extractor.widths(side.images.shape) if needing else {}
-    given = {metric: len(mu) for metric, (mu, _) in side.given.items() if metric in chosen}
-    return {**given, **{m: of_images[METRICS[m]] for m in needing if m != "inception_score"}}
+def _widths(sides, extractor, chosen):
+    """Role → metric → features per image, of all that are compared."""
+    widths = {}
+    for role, side in sides.items():
+        needing = _needing(side, chosen, role)
+        of_images = extractor.widths(side.images.shape) if needing else {}
+        widths[role] = {metric: len(mu) for metric, (mu, _) in side.given.items() if metric in chosen}
+        widths[role].update({metric: of_images[METRICS[metric]] for metric in needing if metric != "inception_score"})
+    return widths
 
 
 def check_memory(widths, chosen, counts=()):
@@ -119,29 +121,30 @@ def available_memory():
     return min(found, default=None)
 
 
-def _warn(sides, widths, extractor):
-    samples, reference = sides.values()
+def warn(samples, reference, extractor, chosen):
+    """Warns of a comparison that will mean little, of sides that `check` has let through."""
+    sides = {"samples": samples, "reference": reference}
     images = {role: side.images for role, side in sides.items() if side.images}
-    if samples is not reference and Path(samples.name).resolve() == Path(reference.name).resolve():
-        warnings.warn(f"{samples.name} is scored against itself.", stacklevel=3)
+    if Path(samples.name).resolve() == Path(reference.name).resolve():
+        warnings.warn(f"{samples.name} is scored against itself.", stacklevel=2)
     sizes = [images.shape[:2] for images in images.values()]
     if len(sizes) == 2 and sizes[0] != sizes[1]:
         warnings.warn(
             f"The samples are {sizes[0][0]}×{sizes[0][1]} pixels and the reference images {sizes[1][0]}×{sizes[1][1]}: "
             "scores at different resolutions do not compare.",
-            stacklevel=3,
+            stacklevel=2,
         )
     few = {
         f"{images[role].count:,} of the {role} and {width:,} for {metric}": None
         for role in images
-        for metric, width in widths[role].items()
+        for metric, width in _widths(sides, extractor, chosen)[role].items()
         if metric in STATISTICS and metric not in sides[role].given and images[role].count < width
     }
     if few:
         warnings.warn(
             f"There are fewer images than features ({', '.join(few)}), so the covariances are singular and the "
             "distances too high: compare them only with those of as many images.",
-            stacklevel=3,
+            stacklevel=2,
         )
     for side in sides.values():
         if extractor.name == "inception" and set(side.given) == {"fid"} and not side.extractor and not side.images:
@@ -149,5 +152,5 @@ def _warn(sides, widths, extractor):
                 f"{side.name} does not say of which network its statistics are: if another program than ADM's suite "
                 "or this one made them, such as pytorch-fid or clean-fid, its Inception reads images differently and "
                 "the FID is off.",
-                stacklevel=3,
+                stacklevel=2,
             )

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from fcdm_keras.data.npz import NpzWriter
 from fcdm_keras.evaluation import metrics
 from fcdm_keras.evaluation.arrays import spaced
-from fcdm_keras.evaluation.checks import NEIGHBORS, available_metrics, check, check_memory
+from fcdm_keras.evaluation.checks import NEIGHBORS, available_metrics, check, check_memory, warn
 from fcdm_keras.evaluation.image_sets import ArrayImages
 from fcdm_keras.evaluation.sides import FEATURES_KEY, METRICS, PER_IMAGE, STATISTICS, ImageSet, open_set
 
@@ -127,15 +127,21 @@ class Judge:
         self._extractor = extractor
         self.metrics = chosen or available_metrics(extractor)
         self._reference = open_set(reference)
-        samples = self._reference
+        self._warned = bool(expected)
         if expected:
             samples = ImageSet("the samples", ArrayImages(np.broadcast_to(np.uint8(0), expected)))
-        check(samples, self._reference, extractor, self.metrics)
+            check(samples, self._reference, extractor, self.metrics)
+            warn(samples, self._reference, extractor, self.metrics)
+        else:
+            check(self._reference, self._reference, extractor, self.metrics)
         self._collected = collect(self._reference, extractor, self.metrics, role="reference")
 
     def __call__(self, images, labels=None):
         """Scores of uint8 images `(N, H, W, channels)`, a dict of floats."""
         samples = ImageSet("the samples", ArrayImages(images))
         check(samples, self._reference, self._extractor, self.metrics)
+        if not self._warned:
+            self._warned = True
+            warn(samples, self._reference, self._extractor, self.metrics)
         result = scores(collect(samples, self._extractor, self.metrics), self._collected, self.metrics)
         return {metric: result[metric] for metric in self.metrics}  # columns of a log: without KID's deviation

@@ -53,6 +53,7 @@ def evaluate(options):
     extractor = load_extractor(options.features, options.inception, size)
     chosen = options.metrics or suite.available_metrics(extractor)
     suite.check(samples, reference, extractor, chosen)
+    suite.warn(samples, reference, extractor, chosen)
     theirs = suite.collect(reference, extractor, chosen, batch_size=size, role="reference")
     ours = suite.collect(samples, extractor, chosen, size)
     result = suite.scores(ours, theirs, chosen)
