@@ -20,13 +20,19 @@ class PromptRequest(Request):
         count = options.num_samples
         prompts = (options.texts * -(-count // len(options.texts)))[:count]
         self._embeddings = self.task.embed(prompts)
-        self._nulls = self.task.embed([options.negative_prompt or ""] * count)
+        blank = not (options.negative_prompt or "").strip()
+        self._nulls = None if blank else self.task.embed([options.negative_prompt] * count)
         return np.array(prompts)
 
     def draw(self, places, first):
         """Images of the prompts at `places`, numbered from `first` on."""
-        options = {"null_conditions": self._nulls[places], **self._options}
+        nulls = None if self._nulls is None else self._nulls[places]
+        options = {"null_conditions": nulls, **self._options}
         return self.task.draw(self._embeddings[places], first_index=first, **options)
+
+    def describe(self):
+        """Nothing: prompts say themselves what they are."""
+        return ""
 
     def grid(self, shown):
         """The first images with their prompts."""

@@ -5,7 +5,8 @@
 
 Writes one PNG per image (unless --no-png), a grid with the prompts under the images, the settings, and with --npz all
 images as `arr_0` and their prompts as `arr_1` of one file. Prompts are taken in turn. Image i depends on its prompt,
-the seed and i alone. The same command goes on where it was stopped.
+the seed and i alone. The same command goes on where it was stopped, and draws damaged files again; with more
+--num-samples it adds to the images that are there.
 """
 
 from fcdm_keras.files import read_lines

@@ -110,12 +110,11 @@ class TextToImage(ImageTask):
         check_prompts(prompts)
         nulls = None
         if negative_prompts is not None:
-            several = not isinstance(negative_prompts, str)
-            nulls = list(negative_prompts) if several else [negative_prompts] * len(prompts)
+            nulls = [negative_prompts] * len(prompts) if isinstance(negative_prompts, str) else negative_prompts
             check_prompts(nulls)
             if len(nulls) != len(prompts):
                 raise ValueError(f"Expected one negative prompt per prompt, {len(prompts)}. Received: {len(nulls)}")
-            nulls = self.embed(nulls)
+            nulls = self.embed(nulls) if any(map(str.strip, nulls)) else None
         embeddings = self.embed(prompts)
         return self.draw(embeddings, num_steps, guidance_scale, seed, sampler, null_conditions=nulls, **options)
 

@@ -205,6 +205,12 @@ def test_grid_shows_the_averaged_weights(run, task, tmp_path):
         np.testing.assert_allclose(shown.astype(int), image[..., 0].astype(int), atol=1)
 
 
+def test_a_grid_that_is_not_finite_is_told_and_training_goes_on(run, task, tmp_path, capsys):
+    run.trainer.ema.averages[0].assign(np.full(run.trainer.ema.averages[0].shape, np.nan))
+    run.fit(4, callbacks.SampleGrid(task, [1, 2, 3, 4, 5], tmp_path, every=4, num_steps=2, sampler="ddim", seed=0))
+    assert "There is no grid of step 4. The weights" in capsys.readouterr().out and not os.listdir(tmp_path)
+
+
 def test_grid_leaves_training_as_it_is(run, task, tmp_path):
     run.fit(4)
     expected = run.values()

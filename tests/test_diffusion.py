@@ -103,10 +103,14 @@ def test_mean_is_detached_in_the_variational_bound():
 def test_respacing_keeps_the_noise_levels_of_the_kept_steps(count):
     full, spaced = GaussianDiffusion(), GaussianDiffusion(str(count))
     assert spaced.num_timesteps == len(set(spaced.timesteps)) == count
-    assert count == 1 or (spaced.timesteps[0], spaced.timesteps[-1]) == (0, 999)
-    np.testing.assert_allclose(spaced.alphas_cumprod, full.alphas_cumprod[spaced.timesteps], rtol=1e-12)
+    assert spaced.timesteps[-1] == 999 and (count == 1 or spaced.timesteps[0] == 0)
+    np.testing.assert_allclose(spaced.alphas_cumprod, full.alphas_cumprod[spaced.timesteps], rtol=1e-11)
     for table in (spaced.betas, spaced.posterior_mean_coef1, spaced.posterior_log_variance_clipped):
         assert np.isfinite(table).all()
+
+
+def test_a_last_section_of_one_step_keeps_the_last_timestep():
+    assert [respaced_timesteps(text).tolist() for text in (1, "1", "ddim1", "2,1")] == [[999]] * 3 + [[0, 499, 999]]
 
 
 @pytest.mark.parametrize("text", ["0", "1001", "-5", "ten", "10,", "600,600", "ddim999", "ddim10,20", "4.5"])

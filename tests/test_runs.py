@@ -1,6 +1,7 @@
 """Run folders in every state in which a kill can leave them, and models loaded from them."""
 
 import dataclasses
+import json
 import os
 import shutil
 
@@ -11,8 +12,8 @@ from helpers import tiny_backbone, to_numpy
 from fcdm_keras import recipes, sample
 from fcdm_keras.runs import build, load
 from fcdm_keras.runs.fit import fit_run
-from fcdm_keras.runs.folder import open_run
-from fcdm_keras.sampling import flags
+from fcdm_keras.runs.folder import open_run, remember_classes, stored_classes
+from fcdm_keras.sampling import classes, flags
 from fcdm_keras.sampling.tasks import ClassToImage
 from fcdm_keras.training import callbacks
 from fcdm_keras.training.checkpoint import CheckpointManager
@@ -113,6 +114,59 @@ def test_a_preset_of_latents_is_not_drawn_as_pixels(tmp_path):
 )
 def test_classes_are_read(text, classes):
     assert flags.parse_classes(text, 10) == classes
+
+
+NAMES = ("cat", "dog", "0-9", "tench, Tinca tinca", "2")
+
+
+@pytest.mark.no_backend
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ("cat,dog", [0, 1]),
+        (" dog , 0", [1, 0]),
+        ("0-9", [2]),  # a name that looks like a range
+        ("0-1,0-9", [0, 1, 2]),
+        ("cat,tench,Tinca tinca,dog", [0, 3, 1]),
+        ("2", [2]),  # a number is a number, though class 4 has that name
+    ],
+)
+def test_classes_are_read_by_name(text, classes):
+    assert flags.parse_classes(text, 5, NAMES) == classes
+
+
+@pytest.mark.no_backend
+def test_names_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match="^There is no class named 'dogs'; there are 'dog', …[.]$"):
+        flags.parse_classes("cat,dogs", 5, NAMES)
+    with pytest.raises(ValueError, match=r"^--classes must look like .*'1,,2'"):
+        flags.parse_classes("1,,2", 5, NAMES)
+
+
+@pytest.mark.no_backend
+def test_which_number_is_which_class_is_one_short_line():
+    assert classes.describe_classes([1, 0, 1], ("cat", "dog", "eel")) == "0 cat, 1 dog"
+    line = classes.describe_classes(range(1000), [f"n{i:08d}" for i in range(1000)])
+    assert line.endswith("7 n00000007, … 999 n00000999") and len(line) < 150
+    numbers = classes.describe_classes(range(4), ("0", "1", "10", "2"))
+    assert numbers == "0 0, 1 1, 2 10, 3 2 (numbered in the order of their names: class 2 is named 10)"
+
+
+def test_a_run_keeps_the_names_of_its_classes(folder, trainer):
+    """A run that is not finished has them in a file, one of an earlier version in its store's metadata."""
+    names = [f"class {i}" for i in range(10)]
+    assert load.load_task(folder).class_names is None
+    (folder / "latents.json").write_text(json.dumps({"class_names": names}))
+    assert stored_classes(folder) == tuple(names)
+    remember_classes(folder, names)
+    (folder / "latents.json").unlink()
+    assert load.load_task(folder).class_names == tuple(names)
+    remember_classes(folder, names)
+    with pytest.raises(ValueError, match="was trained on other classes, from number 3 on: compare .*classes.json"):
+        remember_classes(folder, [*names[:3], "dog", *names[4:]])
+    (folder / "classes.json").write_text("[")
+    with pytest.raises(ValueError, match="classes.json holds no names of classes, or is damaged"):
+        load.load_task(folder)
 
 
 @pytest.mark.no_backend

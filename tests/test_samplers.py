@@ -67,6 +67,25 @@ def test_clipping_keeps_predicted_latents_in_range():
     assert np.abs(sample).max() <= 1.0 + 1e-5  # unclipped, it would be about MEAN = 1.5
 
 
+@pytest.mark.parametrize("sampler", [samplers.ddpm, samplers.ddim])
+def test_one_step_goes_from_the_last_timestep_to_the_expected_data(sampler):
+    """E[x_0 | x_T] of Gaussian data, in closed form; from timestep 0 it would be the noise."""
+    z, diffusion = noise(4, 4, 4, 1), GaussianDiffusion(1)
+    sample = to_numpy(sampler(gaussian_denoiser(0.0), z, diffusion))
+    alpha_bar = np.prod(1 - np.linspace(1e-4, 0.02, 1000))
+    gain = np.sqrt(alpha_bar) * STD**2 / (alpha_bar * STD**2 + 1 - alpha_bar)
+    expected = MEAN + gain * (to_numpy(z) - np.sqrt(alpha_bar) * MEAN)
+    np.testing.assert_allclose(sample, expected, atol=1e-3)
+
+
+def test_an_overflow_is_not_clipped_to_an_image():
+    def overflowing(x_t, timesteps):
+        return ops.full((*x_t.shape[:3], 2), float("inf"))
+
+    sample = to_numpy(samplers.ddim(overflowing, noise(1, 4, 4, 1), GaussianDiffusion("3"), clip_denoised=True))
+    assert not np.isfinite(sample).any()
+
+
 def conditional(calls):
     """A "network" that returns its condition in every channel, and counts its passes."""
 
@@ -95,9 +114,24 @@ def test_guidance(scale, channels, guided, passes):
     assert calls == [passes]
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_first_three_channels_of_fewer_are_all_of_them(channels):
+    guided = [1 + 2.5 * 2] * channels + [3.0] * channels  # v is left as it is
+    predict = guidance.guide(conditional([]), ops.full((2,), 3.0), ops.full((2,), 1.0), 2.5, "first_three")
+    output = to_numpy(predict(noise(2, 4, 4, channels), ops.zeros((2,), "int32")))
+    np.testing.assert_allclose(output[0, 0, 0], guided, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("scale", "channels", "message"),
-    [(-0.1, "all", "at least 0"), (2.0, "some", "must be"), (float("nan"), "all", "at least 0")],
+    [
+        (-0.1, "all", "at least 0"),
+        (2.0, "some", "must be"),
+        (float("nan"), "all", "at least 0"),
+        (float("inf"), "all", "finite in float32. Received: inf"),
+        (1e39, "all", "finite in float32"),
+        (10**400, "all", "finite in float32"),
+    ],
 )
 def test_guidance_refuses(scale, channels, message):
     with pytest.raises(ValueError, match=message):

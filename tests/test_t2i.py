@@ -161,6 +161,8 @@ def test_negative_prompts_stand_where_no_prompt_stood(task, images):
     # Away from what is asked for there is no way to go: the scale does not matter.
     same = [task.generate("a cat", **{**OPTIONS, "guidance_scale": s}, negative_prompts="a cat") for s in (3.0, 9.0)]
     assert almost_equal(*same) and not almost_equal(same[0], task.generate("a cat", **OPTIONS))
+    with pytest.warns(UserWarning, match="^Negative prompts .* no effect: guidance_scale is 1"):
+        task.generate("a cat", **{**OPTIONS, "guidance_scale": 1}, negative_prompts="a dog", batch_size=1)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,7 @@ def test_negative_prompts_stand_where_no_prompt_stood(task, images):
         ({"prompts": 3}, "must be a list of strings. Received: int"),
         ({"prompts": {"prompt": "a"}}, r"A dict must have prompts, .*Received: \['prompt'\]"),
         ({"negative_prompts": ["a", "b"]}, "one negative prompt per prompt, 1. Received: 2"),
+        ({"negative_prompts": 3}, "must be a list of strings. Received: int"),
         ({"num_steps": 0}, "num_steps must be an integer"),
         ({"guidance_scale": -1}, "guidance_scale must be at least 0"),
     ],

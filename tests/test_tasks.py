@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from helpers import tiny_backbone
 
-from fcdm_keras.autoencoders import Identity, to_uint8
+from fcdm_keras.autoencoders import Identity, SpaceToDepth, to_uint8
 from fcdm_keras.sampling.tasks import ClassToImage
 from fcdm_keras.training.trainer import DiffusionTrainer
 
@@ -54,6 +54,126 @@ def test_a_single_label_and_no_label(task):
 
 def test_other_sizes(task):
     assert task.generate([1], image_size=(4, 12), **OPTIONS).shape == (1, 4, 12, 3)
+    assert task.generate([], image_size=np.int64(4), **OPTIONS).shape == (0, 4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        (1, 2, 3, 4, 5),
+        range(1, 6),
+        [np.int64(i) for i in range(1, 6)],
+        np.arange(1, 6, dtype="uint8"),
+        np.arange(1, 6)[:, None],  # as keras.datasets.cifar10 has them
+        keras.ops.arange(1, 6, dtype="int32"),
+        keras.ops.reshape(keras.ops.arange(1, 6, dtype="int32"), (5, 1)),
+    ],
+    ids=["tuple", "range", "scalars", "uint8", "column", "tensor", "column of tensor"],
+)
+def test_labels_in_every_form_are_the_same(task, images, labels):
+    assert almost_equal(task.generate(labels, **OPTIONS), images)
+
+
+def test_a_label_per_level_is_drawn_and_is_no_one_hot_vector(task, images):
+    """The levels of this network are three."""
+    per_level = np.repeat([[1], [2], [3], [4], [5]], 3, axis=1)
+    assert almost_equal(task.generate(per_level, **OPTIONS), images)
+    nulls = {"null_conditions": np.full(5, 10)}
+    assert almost_equal(task.generate(per_level, **nulls, **OPTIONS), images)
+    mixed = task.generate(np.concatenate([[[6]] * 5, per_level[:, 1:]], axis=1), **OPTIONS)
+    assert not almost_equal(mixed, images)
+    vectors = np.eye(3, dtype=int)
+    with pytest.raises(ValueError, match=r"these \(3, 3\) look one-hot: give labels.argmax\(axis=1\); `draw` takes"):
+        task.generate(vectors, **OPTIONS)
+    assert task.draw(vectors, **OPTIONS).shape == (3, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.eye(10, dtype=int)[:2], r"these \(2, 10\) look one-hot: give labels.argmax"),
+        (np.eye(10)[:2], r"must be integers \(N,\), such as .* Received: dtype float64"),
+        ([3.0, 1.0], r"Received: dtype float64, \[3.0, 1.0\]"),
+        ([True, False], "Received: dtype bool"),
+        (None, "Received: dtype object, None"),
+        ((i for i in range(3)), "Received: dtype object, <generator"),
+        ({"labels": [1]}, "Received: dtype object"),
+        ([[1, 2], [3]], r"Received: list, \[\[1, 2\], \[3\]\]"),
+        (np.zeros((2, 3, 1), int), r"or one per level \(N, 3\), below 10. Received: shape \(2, 3, 1\)"),
+        (np.full((2, 5), 7), r"Received: shape \(2, 5\)"),
+        ([11], r"must lie in \[0, 9\], or be 10 for no class. Received: values from 11 to 11"),
+        ([-1], "Received: values from -1"),
+        (["3", "1"], "have no names: give their numbers. Received: '3'"),
+    ],
+)
+def test_what_is_no_label_is_refused_in_one_sentence(task, labels, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        task.generate(labels, **OPTIONS)
+    assert "\n" not in str(raised.value)
+
+
+def test_classes_are_drawn_by_name_and_a_preset_keeps_the_names(task, images, tmp_path):
+    names = ["ape", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "bee", "10"]
+    named = ClassToImage(task.backbone, image_size=8, class_names=names)
+    assert almost_equal(named.generate(["fox", "ape"], first_index=4, **OPTIONS)[:1], images[4:])
+    named.save_to_preset(str(tmp_path))
+    loaded = ClassToImage.from_preset(str(tmp_path))
+    assert loaded.class_names == tuple(names)
+    for wrong, message in (
+        ("foxx", "no class named 'foxx'; there are 'fox', …"),
+        (["bee"], "is the name of the classes 1, 8: give one number"),
+        ("3", "no class named '3'; there are 'ape'"),  # a name, never a number
+    ):
+        with pytest.raises(ValueError, match=message):
+            loaded.generate(wrong, **OPTIONS)
+    with pytest.raises(ValueError, match="class_names must be 10, one per class. Received: 2"):
+        ClassToImage(task.backbone, image_size=8, class_names=["a", "b"])
+
+
+def filled(value, dtype=None):
+    """A task, one of whose kernels is filled with `value`."""
+    backbone = tiny_backbone((1, 0, 0, 0, 0), in_channels=3, dtype=dtype)
+    kernel = backbone.x_embedder.kernel
+    kernel.assign(np.full(kernel.shape, value))
+    return ClassToImage(backbone, image_size=8)
+
+
+def test_what_is_not_finite_becomes_no_picture(task):
+    options = {"num_steps": 2, "seed": 0, "sampler": "ddim"}
+    for value in (np.nan, np.inf):
+        with pytest.raises(FloatingPointError, match="^The weights .*kernel.* not finite: the checkpoint is damaged"):
+            filled(value).generate([1], **options)
+    with pytest.raises(FloatingPointError, match="latents that are not finite: float16 overflows, load .* in float32"):
+        filled(60000.0, "float16").predict([1], verbose=0, **options)
+    with pytest.raises(FloatingPointError, match="^The network gives latents .* guidance_scale=3e.38, try a smaller"):
+        task.generate([1], **{**options, "guidance_scale": 3e38})
+    weights = [np.full(v.shape, np.nan, "float32") for v in task.backbone.trainable_variables]
+    with pytest.raises(FloatingPointError, match="^The weights"):
+        task.generate([1], weights=[keras.ops.convert_to_tensor(w) for w in weights], **options)
+
+
+def test_images_of_an_autoencoder_that_are_not_finite_are_its_own():
+    class Overflowing(SpaceToDepth):
+        def decode(self, latents, batch_size=None):
+            return super().decode(latents) * 1e38 * 1e38
+
+    backbone = tiny_backbone((1, 0, 0, 0, 0), in_channels=12)
+    task = ClassToImage(backbone, Overflowing(2), image_size=8)
+    with pytest.raises(FloatingPointError, match="^The autoencoder gives images that are not finite: use another"):
+        task.generate([1], num_steps=1, seed=0, sampler="ddim")
+
+
+def test_options_without_effect_are_told_once(task):
+    with pytest.warns(UserWarning) as told:
+        for _ in range(2):
+            task.generate([], **{**OPTIONS, "eta": 0.5})
+            task.generate([], **{**OPTIONS, "guidance_scale": 1, "null_conditions": []})
+            task.generate([], **{**OPTIONS, "sampler": "ddim", "eta": 0.5, "null_conditions": []})  # both have
+    texts = [str(warning.message) for warning in told if warning.category is UserWarning]
+    assert texts == [
+        "eta=0.5 has no effect: the sampler ddpm takes none, ddim does.",
+        "Negative prompts (null_conditions) have no effect: guidance_scale is 1, which is no guidance.",
+    ]
 
 
 def test_guidance_scale_one_is_the_conditional_model_and_zero_the_unconditional(task):
@@ -101,12 +221,17 @@ def test_uint8_conversion_truncates_as_the_reference():
         ({"num_steps": 1001}, "num_steps"),
         ({"num_steps": 2.5}, "num_steps"),
         ({"guidance_scale": -1.0}, "guidance_scale must be at least 0"),
+        ({"guidance_scale": float("inf")}, "finite in float32. Received: inf"),
+        ({"guidance_scale": 1e39}, "finite in float32. Received: 1e.39"),
+        ({"guidance_scale": [2.0, 3.0]}, r"finite in float32. Received: \[2.0, 3.0\]"),
+        ({"guidance_scale": None}, "finite in float32. Received: None"),
         ({"guidance_channels": "three"}, "channels must be"),
         ({"sampler": "euler"}, "sampler must be one of ddpm, ddim. Received: 'euler'"),
         ({"eta": 2.0}, "eta must lie in"),
         ({"batch_size": 0}, "batch_size must be a positive integer"),
         ({"seed": -1}, "seed must be an integer"),
         ({"image_size": 10}, r"multiples of 4. Received: \(10, 10\)"),
+        ({"image_size": 8.0}, r"multiples of 4. Received: \(8.0, 8.0\)"),
     ],
 )
 def test_arguments_out_of_range_are_refused(task, change, message):

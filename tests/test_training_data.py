@@ -25,6 +25,7 @@ from fcdm_keras.network import costs
 from fcdm_keras.recipes import MODEL_SIZES, RECIPES, ModelSize, TrainConfig
 from fcdm_keras.runs import build, load
 from fcdm_keras.runs.datasets import dataset_of
+from fcdm_keras.runs.folder import stored_classes
 
 ROOT = Path(__file__).parents[1]
 VAE = str(GOLDEN / "vae")
@@ -84,6 +85,7 @@ def test_training_from_a_store_writes_images_of_the_decoder(train, store, tmp_pa
         assert grid.mode == "RGB"
     task = load.load_task(folder)
     assert task.autoencoder.downsampling_factor == 8
+    assert task.class_names == ("china", "flower", "grace_hopper") == stored_classes(folder)
     drawn = task.generate([0, 1], num_steps=2, seed=0)
     assert drawn.shape == (2, 32, 32, 3) and drawn.dtype == np.uint8
     # As it was half-way, and resumed, without workers: the same losses.
@@ -105,6 +107,7 @@ def test_training_from_a_store_writes_images_of_the_decoder(train, store, tmp_pa
             Image.new("RGB", (40, 32), (50 * i, 99, 200 * label)).save(images / colour / f"{i}.png")
     tuned = [*FLAGS, "--no-cache", f"--source={images}", "--num-classes=2", f"--init-from={folder}", "--sample-every=0"]
     output = train(tmp_path / "tuned", *tuned, "--steps=1")
+    assert load.load_task(tmp_path / "tuned" / "photos").class_names == ("blue", "red")
     assert "made anew (3 classes there, 2 here)" in output and "data: 8 images of" in output, output
     # Another store is refused, and nothing is lost.
     metadata = json.loads((store / "store.json").read_text())

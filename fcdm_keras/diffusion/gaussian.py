@@ -26,7 +26,8 @@ class GaussianDiffusion:
     Args:
         respacing: which timesteps to keep. `""` keeps all; 250 or `"250"` spreads 250 evenly; `"10,15,20"` cuts the
             process into equal sections and takes that many from each; `"ddim50"` takes 50 with a constant integer
-            stride.
+            stride. As in ADM, but for a last section of one step: it keeps its last timestep, where ADM keeps its
+            first. Sampling in one step so starts from t = T − 1; from t = 0, as in ADM, it would return the noise.
 
     Attributes:
         num_timesteps: length of the (respaced) process, T.
@@ -120,8 +121,8 @@ class GaussianDiffusion:
         smallest = gather(self.posterior_log_variance_clipped, timesteps)
         log_variance = fraction * gather(np.log(self.betas), timesteps) + (1.0 - fraction) * smallest
         pred_latents = self.predict_latents(x_t, timesteps, noise)
-        if clip_denoised:
-            pred_latents = ops.clip(pred_latents, -1.0, 1.0)
+        if clip_denoised:  # an overflow stays one: clipped, it would look like an image
+            pred_latents = ops.where(ops.isfinite(pred_latents), ops.clip(pred_latents, -1.0, 1.0), pred_latents)
         mean, _ = self.q_posterior(pred_latents, x_t, timesteps)
         return {
             "mean": mean,
@@ -169,7 +170,7 @@ def respaced_timesteps(respacing, train_steps=TRAIN_STEPS):
     sections, strided = _parsed(respacing)
     if min(sections) < 1 or sum(sections) > train_steps:
         raise ValueError(f"The number of steps must lie in [1, {train_steps}]. Received: {respacing!r}")
-    if strided:
+    if strided and sections != [1]:
         return _strided(sections[0], train_steps)
     return np.concatenate(list(_sections(sections, train_steps)))
 
@@ -205,6 +206,9 @@ def _sections(counts, train_steps):
         length = size + (i < extra)
         if count > length:
             raise ValueError(f"A section of {length} steps cannot be spread over {count}. Received: {counts}")
+        if count == 1 and i == len(counts) - 1:
+            yield np.array([start + length - 1])
+            return
         stride = (length - 1) / (count - 1) if count > 1 else 1.0
         # The stride is added up, not multiplied, which decides the rounding of ties as ADM's code does.
         yield start + np.round(np.cumsum([0.0] + [stride] * (count - 1))).astype(int)

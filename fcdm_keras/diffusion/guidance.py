@@ -1,6 +1,9 @@
 """Classifier-free guidance (Ho and Salimans, arXiv:2207.12598): ε = ε_null + s · (ε_cond − ε_null)."""
 
+import numpy as np
 from keras import ops
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def guide(denoise, condition, null_condition, guidance_scale=1.0, channels="all"):
@@ -12,15 +15,15 @@ def guide(denoise, condition, null_condition, guidance_scale=1.0, channels="all"
         null_condition: like `condition`, meaning "none".
         guidance_scale: s ≥ 0. The float 1.0 costs one forward pass instead of two. May be a scalar tensor, which is
             always guided.
-        channels: `"all"` guides every noise channel; `"first_three"` guides channels 0–2 only, as the reference does.
-            Scales are related by `s_all = 1 + 0.75 (s_first_three − 1)` for 4-channel latents. All other output
-            channels are those of the conditional pass.
+        channels: `"all"` guides every noise channel; `"first_three"` guides channels 0–2 only, as the reference does
+            (all, where there are fewer). Scales are related by `s_all = 1 + 0.75 (s_first_three − 1)` for 4-channel
+            latents. All other output channels are those of the conditional pass.
 
     Returns:
         `predict(x_t, timesteps)`.
 
     Raises:
-        ValueError: for a negative scale or another value of `channels`.
+        ValueError: for a scale that `check_scale` refuses or another value of `channels`.
     """
     if channels not in ("all", "first_three"):
         raise ValueError(f'channels must be "all" or "first_three". Received: {channels!r}')
@@ -32,7 +35,7 @@ def guide(denoise, condition, null_condition, guidance_scale=1.0, channels="all"
     def predict(x_t, timesteps):
         both = denoise(*(ops.concatenate([part, part]) for part in (x_t, timesteps)), conditions)
         conditional, unconditional = ops.split(both, 2, axis=0)
-        guided = 3 if channels == "first_three" else x_t.shape[-1]
+        guided = min(3, x_t.shape[-1]) if channels == "first_three" else x_t.shape[-1]
         base, rest = unconditional[..., :guided], conditional[..., guided:]
         return ops.concatenate([base + guidance_scale * (conditional[..., :guided] - base), rest], axis=-1)
 
@@ -41,6 +44,12 @@ def guide(denoise, condition, null_condition, guidance_scale=1.0, channels="all"
 
 
 def check_scale(guidance_scale):
-    """Raises ValueError unless `guidance_scale` is a number of at least 0."""
-    if not guidance_scale >= 0:
-        raise ValueError(f"guidance_scale must be at least 0 (1 is no guidance). Received: {guidance_scale}")
+    """Raises ValueError unless `guidance_scale` is a number of at least 0 that float32 holds."""
+    try:
+        fits = 0 <= float(guidance_scale) <= LARGEST
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"guidance_scale must be at least 0 (1 is no guidance) and finite in float32. Received: {guidance_scale}"
+        )

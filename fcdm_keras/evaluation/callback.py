@@ -8,7 +8,8 @@ from fcdm_keras.training.callbacks import StepCallback
 class Evaluate(StepCallback):
     """Every `every` steps draws images from the EMA weights and hands their scores to writers.
 
-    The weights that train are not touched. Put this callback behind `StepLog`, whose speed then leaves it out.
+    The weights that train are not touched. Images that are not finite get no scores, which is told. Put this callback
+    behind `StepLog`, whose speed then leaves it out.
 
     Args:
         task: a task over the trainer's backbone, e.g. `ClassToImage`.
@@ -30,7 +31,11 @@ class Evaluate(StepCallback):
 
     def on_step(self, logs):
         if self.due(self.every):
-            drawn = draw_together(self.task, self.labels, weights=self.model.ema.values(), **self.options)
+            try:
+                drawn = draw_together(self.task, self.labels, weights=self.model.ema.values(), **self.options)
+            except FloatingPointError as error:
+                distribution.say(f"There are no scores of step {self.step}. {error}")
+                return
             if distribution.is_main():
                 row = {"step": self.step, **self.judge(drawn, self.labels)}
                 for writer in self.writers:

@@ -22,7 +22,8 @@ from fcdm_keras.network.initializers import Normal
 class ClassConditioning(layers.Layer):
     """One table of label embeddings per width; the last row of each is the null class.
 
-    `call` takes integer labels `(B,)` in [0, num_classes], or `(B, levels)` with a label of its own for each width.
+    `call` takes integer labels `(B,)` in [0, num_classes], or `(B, levels)` with a label of its own for each width;
+    `(B, 1)` is taken as `(B,)`.
 
     Args:
         num_classes: number of classes; index `num_classes` is the null class.
@@ -49,7 +50,7 @@ class ClassConditioning(layers.Layer):
         ]
 
     def call(self, labels):
-        labels = ops.cast(labels, "int32")
+        labels = _flat(ops.cast(labels, "int32"))
         per_level = (
             ops.unstack(labels, len(self.tables), axis=1) if len(labels.shape) == 2 else [labels] * len(self.tables)
         )
@@ -60,22 +61,82 @@ class ClassConditioning(layers.Layer):
         return ops.full((batch_size,), self.num_classes, dtype="int32")
 
     def drop(self, labels, mask):
-        """`labels` `(B,)` with the null class where `mask` `(B,)` or `(B, levels)` is true."""
-        labels = ops.cast(labels, "int32")
-        if len(mask.shape) == 2:
+        """`labels` `(B,)` or `(B, levels)`, null where `mask`, of either shape, is true: the wider shape of the two."""
+        labels = _flat(ops.cast(labels, "int32"))
+        if len(mask.shape) > len(labels.shape):
             labels = labels[:, None]
+        if len(labels.shape) > len(mask.shape):
+            mask = mask[:, None]
         return ops.where(mask, self.num_classes, labels)
 
     def check(self, labels):
-        """Raises ValueError unless `labels` are integers in [0, num_classes] (`num_classes` is the null class)."""
-        labels = np.asarray(labels)
-        if labels.dtype.kind not in "iu":
-            raise ValueError(f"Labels must be integers. Received: dtype {labels.dtype}")
-        if labels.size and not 0 <= labels.min() <= labels.max() <= self.num_classes:
-            raise ValueError(
-                f"Labels must lie in [0, {self.num_classes - 1}], or be {self.num_classes} for no class. "
-                f"Received: values from {labels.min()} to {labels.max()}"
-            )
+        """Raises ValueError unless `labels` are integers `(B,)`, `(B, 1)` or `(B, levels)` in [0, num_classes]."""
+        as_labels(labels, self.num_classes, self.widths and len(self.widths), one_hot=True)
 
     def get_config(self):
         return {**super().get_config(), "num_classes": self.num_classes, "widths": self.widths}
+
+
+def as_labels(labels, num_classes, levels=None, one_hot=False):
+    """Class labels as people bring them, as a NumPy array of integers.
+
+    Args:
+        labels: numbers in [0, num_classes], of which `num_classes` is no class, as a list, tuple, range, NumPy array or
+            tensor: `(N,)`, `(N, 1)`, which is taken as `(N,)`, or one label per level, `(N, levels)`. One number is
+            `(1,)`.
+        num_classes: number of classes.
+        levels: labels that one sample may have; `None` is any number.
+        one_hot: whether labels per level may look like one-hot vectors, which is what they are most often.
+
+    Returns:
+        Integers `(N,)` or `(N, levels)`.
+
+    Raises:
+        ValueError: in one sentence, for anything else.
+    """
+    array = _array(labels)
+    if array is not None and array.shape == (0,):
+        return array.astype("int32")  # an empty list has no type of its own
+    if array is None or array.dtype.kind not in "iu":
+        received = type(labels).__name__ if array is None else f"dtype {array.dtype}"
+        raise ValueError(f"Labels must be integers (N,), such as [3, 1, 4]. Received: {received}, {_shortened(labels)}")
+    array = _flat(np.atleast_1d(array))
+    _check_shape(array, num_classes, levels, one_hot)
+    if array.size and not 0 <= array.min() <= array.max() <= num_classes:
+        raise ValueError(
+            f"Labels must lie in [0, {num_classes - 1}], or be {num_classes} for no class. "
+            f"Received: values from {array.min()} to {array.max()}"
+        )
+    return array
+
+
+def _check_shape(array, num_classes, levels, one_hot):
+    shape = array.shape
+    per_level = array.ndim == 2 and levels in (None, shape[1])
+    vectors = array.ndim == 2 and array.size and ((array == 1).sum(axis=1) == 1).all() and array.sum() == len(array)
+    if vectors and (not per_level or not one_hot):
+        advice = "; `draw` takes one label per level that looks like it" if per_level else ""
+        raise ValueError(
+            f"Labels must be integers (N,), and these {shape} look one-hot: give labels.argmax(axis=1){advice}."
+        )
+    if array.ndim != 1 and not per_level:
+        wanted = f", or one per level (N, {levels})" if (levels or 1) > 1 else ""
+        raise ValueError(f"Labels must be integers (N,){wanted}, below {num_classes}. Received: shape {shape}")
+
+
+def _array(labels):
+    """As a NumPy array; `None` where it cannot be one."""
+    try:
+        return ops.convert_to_numpy(labels) if keras.ops.is_tensor(labels) else np.asarray(labels)
+    except (ValueError, TypeError):  # ragged lists, or what cannot be converted
+        return None
+
+
+def _shortened(value):
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _flat(labels):
+    """`(B, 1)` as `(B,)`."""
+    return labels[:, 0] if len(labels.shape) == 2 and labels.shape[1] == 1 else labels

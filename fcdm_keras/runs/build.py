@@ -89,9 +89,10 @@ def _without(backbone, conditioning):
     return [variable for variable in backbone.variables if id(variable) not in left_out]
 
 
-def build_task(config, backbone, autoencoder=None):
+def build_task(config, backbone, autoencoder=None, class_names=None):
     """The task that samples from `backbone` in a run of `config`; without autoencoder, images are the latents."""
-    return ClassToImage(backbone, autoencoder or Identity(backbone.in_channels), image_size=config.image_size)
+    autoencoder = autoencoder or Identity(backbone.in_channels)
+    return ClassToImage(backbone, autoencoder, image_size=config.image_size, class_names=class_names)
 
 
 def export_preset(trainer, folder, build_task):

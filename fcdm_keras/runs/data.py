@@ -30,13 +30,15 @@ class ClassData:
         autoencoder: between samples and images.
         description: the data in one phrase, for the terminal.
         transform: of each batch, in the main process; default none.
+        class_names: the classes' names in the order of their numbers, if they have names.
     """
 
-    def __init__(self, source, autoencoder, description, transform=None):
+    def __init__(self, source, autoencoder, description, transform=None, class_names=None):
         self.source = source
         self.autoencoder = autoencoder
         self.description = description
         self.transform = transform
+        self.class_names = class_names
 
     def batches(self, config, start):
         """A Grain data set of this process's rows of the batches from step `start` on."""
@@ -56,7 +58,7 @@ class ClassData:
 
     def build_task(self, config, backbone):
         """The task that samples from a backbone."""
-        return build.build_task(config, backbone, self.autoencoder)
+        return build.build_task(config, backbone, self.autoencoder, self.class_names)
 
     def shown(self, config):
         """What a grid shows: conditions, images per row, and `picture(images, columns)` → the grid.
@@ -155,7 +157,8 @@ def open_stored(config, folder):
         )
     source = StoreSource(store, config.seed, config.sample_posterior, config.flips)
     mirrored = ", half of them mirrored" if source.flips else ""
-    return ClassData(source, autoencoder, f"{len(source):,} latents of {store.metadata.source}{mirrored}")
+    description = f"{len(source):,} latents of {store.metadata.source}{mirrored}"
+    return ClassData(source, autoencoder, description, class_names=store.metadata.class_names)
 
 
 def _check_same_store(store, folder):
@@ -198,7 +201,7 @@ def open_in_memory(config):
     memory = ImageSource(images, labels, shape, config.seed, config.sample_posterior, config.flips)
     left_out = f"; {len(skipped)} cannot be read and are left out, the first {skipped[0][0]}" if skipped else ""
     text = f"{len(memory):,} images of {source.name} in memory ({images.nbytes / 2**30:.2f} GiB){left_out}"
-    return ClassData(memory, autoencoder, text, _encoding(autoencoder))
+    return ClassData(memory, autoencoder, text, _encoding(autoencoder), source.class_names)
 
 
 def _encoding(autoencoder):

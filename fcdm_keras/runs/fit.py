@@ -42,6 +42,7 @@ def fit_run(config, folder, dataset=None):
     check_shared(folder)
     manager = CheckpointManager(folder / run_folder.CHECKPOINTS, config.keep_last, config.keep_every)
     data = (dataset or dataset_of(config)).open(config, folder)
+    run_folder.remember_classes(folder, getattr(data, "class_names", None))
     backbone = data.build_backbone(config)
     if config.init_from and not manager.steps():
         done = data.start_from(config.init_from, backbone)

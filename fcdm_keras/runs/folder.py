@@ -7,18 +7,19 @@ runs/digits/
   preset/           the EMA weights as a KerasHub preset
   scores.json       scores of the samples (digits)      scores.csv     scores while training (--eval-every)
   latents.json      the metadata of the latent store that the run was started on
+  classes.json      the classes' names in the order of their numbers, where they have names
 """
 
 import dataclasses
 from pathlib import Path
 
 from fcdm_keras import options
-from fcdm_keras.files import read_text
+from fcdm_keras.files import read_text, write_atomically
 from fcdm_keras.recipes import TrainConfig
 
 CONFIG, CHECKPOINTS, PRESET = "config.json", "checkpoints", "preset"
 LOG, LOSSES, TENSORBOARD = "log.csv", "loss.png", "tensorboard"
-SCORES, SCORE_LOG, LATENTS = "scores.json", "scores.csv", "latents.json"
+SCORES, SCORE_LOG, LATENTS, CLASSES = "scores.json", "scores.csv", "latents.json", "classes.json"
 
 
 def open_run(config):
@@ -65,6 +66,36 @@ def stored_config(folder, config_class=TrainConfig, others=False):
         raise ValueError(
             f"{file} does not fit; give another run folder, or remove it if it is damaged: {error}"
         ) from None
+
+
+def remember_classes(folder, class_names):
+    """Stores the names of the classes that a run is trained on. Raises ValueError if it was started on others."""
+    known = stored_classes(folder)
+    if known and class_names and known != tuple(class_names):
+        number = next((n for n, pair in enumerate(zip(known, class_names)) if len(set(pair)) > 1), len(known))
+        raise ValueError(
+            f"{folder} was trained on other classes, from number {number} on: compare the data's with its {CLASSES}, "
+            "give the data that it was started on, or another --results-dir."
+        )
+    if class_names:
+        write_atomically(Path(folder) / CLASSES, options.to_json(list(class_names)))
+
+
+def stored_classes(folder):
+    """The names of a run's classes, or of its latent store's, a tuple; `None` where they have none.
+
+    Raises:
+        ValueError: the file that holds them is damaged.
+    """
+    for name in (CLASSES, LATENTS):
+        file = Path(folder) / name
+        if file.exists():
+            try:
+                content = options.read_json(file)
+                return tuple(content if name == CLASSES else content["class_names"])
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(f"{file} holds no names of classes, or is damaged: restore or remove it.") from None
+    return None
 
 
 def _check_same(stored, config, folder, place):

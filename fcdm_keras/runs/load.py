@@ -40,7 +40,8 @@ def load_task(source, autoencoder=None):
         backbone = newest_average(config, folder, build_backbone(config))
         if backbone is None:
             return None
-        return build_task(config, backbone, autoencoder or stored_autoencoder(config, folder))
+        autoencoder_used = autoencoder or stored_autoencoder(config, folder)
+        return build_task(config, backbone, autoencoder_used, run_folder.stored_classes(folder))
 
     def load(preset):
         file = Path(preset) / "task.json"

@@ -1,7 +1,10 @@
 """The work of `python -m fcdm_keras.sample` and its kind: draws what is missing in a folder, on all devices."""
 
 import json
+import mimetypes
 import os
+import sys
+import warnings
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,7 +16,7 @@ from fcdm_keras.sampling.request import Request
 from fcdm_keras.sampling.writers import NpzFile, PNGFolder
 
 SETTINGS = "settings.json"
-MAY_CHANGE = {"batch_size"}  # when drawing is resumed
+MAY_CHANGE = {"batch_size", "num_samples"}  # when drawing is resumed; there may be more images, never fewer
 
 
 def open_request(flags):
@@ -30,7 +33,8 @@ def run(flags, opener=open_request):
     """
     output = Path(flags.output)
     output.mkdir(parents=True, exist_ok=True)
-    with distribution.setup(**options.device_options(flags)):
+    with warnings.catch_warnings(), distribution.setup(**options.device_options(flags)):
+        warnings.showwarning = _show
         check_agreement(vars(flags))
         check_shared(output)
         request = draw(flags, output, opener)
@@ -40,15 +44,26 @@ def run(flags, opener=open_request):
     print(f"{len(request)} images of {height}×{width} pixels are in {output}/ (grid.png shows them).")
 
 
+def _show(message, *_):
+    if distribution.is_main():
+        print(f"warning: {message}", file=sys.stderr)
+
+
 def draw(flags, output, opener):
     """Draws what is missing in the folder `output`. Returns the `Request`."""
+    stored, asked = stored_settings(output), flags.num_samples
+    distribution.barrier()  # before any process writes
+    there = (stored or {}).get("num_samples")
+    flags.num_samples = max(asked, there) if isinstance(there, int) else asked
     request = opener(flags)
     decisive = {**request.settings(), "num_samples": len(request), "labels": request.labels.tolist()}
-    open_output(output, decisive, {**vars(flags), **decisive})
-    files = [PNGFolder(output)] if flags.png else []
-    if flags.npz:
-        files.append(NpzFile(output / "samples.npz", (len(request), *request.image_shape)))
-    own = distribution.share(missing(files, request))
+    check_settings(output, stored, decisive)
+    if len(request) > asked:
+        distribution.say(f"{output} is a folder of {len(request)} images, more than the {asked} asked for: all stay.")
+    if request.describe():
+        distribution.say(request.describe())
+    files = writers(flags, output, request)
+    own = distribution.share(missing(files, request, output, {**vars(flags), **decisive}))
     interval = 0.2 if os.isatty(2) else 15
     with tqdm(total=len(own), desc="sampling", unit="batch", mininterval=interval) as bar:
         for first, drawn in request.batches(own):
@@ -61,10 +76,35 @@ def draw(flags, output, opener):
     return request
 
 
-def missing(files, request):
-    """Starts of the batches of which images are missing; the first process decides for all."""
-    ends = [*request.starts()[1:], len(request)]
-    starts = [a for a, b in zip(request.starts(), ends) if not all(file.has(a, b) for file in files)]
+def writers(flags, output, request):
+    """What is written: as the flags say, and an `.npz` file that is there already, which must not stay behind."""
+    shape = (len(request), *request.image_shape)
+    files = [PNGFolder(output, shape)] if flags.png else []
+    if flags.npz or list(output.glob("samples.npz*")):
+        files.append(NpzFile(output / "samples.npz", shape))
+    return files
+
+
+def missing(files, request, output, settings):
+    """Starts of the batches of which images are missing; the first process decides for all.
+
+    Raises:
+        ValueError: the folder holds files that are not of this request.
+        OSError: it cannot be read or written to.
+    """
+    starts = []
+    if distribution.is_main():
+        damaged = [path for file in files for path in file.examine(request.labels)]
+        options.open_folder(output, SETTINGS, settings)
+        for path in damaged:
+            path.unlink()
+        if damaged:
+            some = ", ".join(path.name for path in damaged[:3]) + (", …" if len(damaged) > 3 else "")
+            print(f"Damaged files are drawn again: {len(damaged)} ({some}).")
+        for file in files:
+            file.begin()
+        ends = [*request.starts()[1:], len(request)]
+        starts = [a for a, b in zip(request.starts(), ends) if not all(file.has(a, b) for file in files)]
     return json.loads(distribution.gather_texts(json.dumps(starts))[0])
 
 
@@ -75,24 +115,38 @@ def finish(files, request, output):
     request.grid(files[0].first(min(len(request), request.grid_limit))).save(output / "grid.png")
 
 
-def open_output(output, decisive, settings):
-    """Stores the settings in the folder; raises ValueError if it holds images drawn with other decisive ones."""
+def stored_settings(output):
+    """The settings of the images in the folder, `None` where it is new. Raises ValueError for images without any."""
     file = output / SETTINGS
     if file.exists():
-        stored = _stored(file)
-        different = options.differences(stored, dict(sorted(decisive.items())), MAY_CHANGE, ("labels", "weights"))
-        if different:
+        return _stored(file)
+    for other in sorted(output.iterdir()):
+        picture = (mimetypes.guess_type(other.name)[0] or "").startswith("image/") and not other.name.startswith(".")
+        if picture or other.name.startswith("samples.npz"):
             raise ValueError(
-                f"{output} holds images drawn with other settings ({'; '.join(different)}): give those to go on, or "
-                "another --output."
+                f"{output} holds images of unknown settings (no {SETTINGS}), such as {other.name}: give another "
+                "--output."
             )
-    elif (output / "000000.png").exists() or list(output.glob("samples.npz*")):
-        raise ValueError(f"{output} holds images of unknown settings (no {SETTINGS}): give another --output.")
-    options.open_folder(output, SETTINGS, settings)
+    return None
+
+
+def check_settings(output, stored, decisive):
+    """Raises ValueError if the stored settings are of other images; those of fewer images are not."""
+    if stored is None:
+        return
+    labels = stored.get("labels")
+    same = isinstance(labels, list) and labels == decisive["labels"][: len(labels)]
+    there = {**stored, "labels": decisive["labels"] if same else labels}
+    different = options.differences(there, dict(sorted(decisive.items())), MAY_CHANGE, ("labels", "weights"))
+    if different:
+        raise ValueError(
+            f"{output} holds images drawn with other settings ({'; '.join(different)}): give those to go on, or "
+            "another --output."
+        )
 
 
 def _stored(file):
     try:
-        return options.read_json(file)
-    except ValueError:
+        return dict(options.read_json(file))
+    except (ValueError, TypeError):
         raise ValueError(f"{file} is damaged: give another --output.") from None

@@ -4,13 +4,23 @@ import argparse
 
 from fcdm_keras.options import add_device_flags, check_at_least
 from fcdm_keras.recipes import SAMPLERS
+from fcdm_keras.sampling.classes import parse_classes
 
 LABEL_ORDERS = ("balanced", "random")
+
+__all__ = [
+    "LABEL_ORDERS", "add_output_flags", "add_request_flags", "add_sampling_flags", "check_request_flags",
+    "parse_classes",
+]  # fmt: skip
 
 
 def add_request_flags(parser, num_samples):
     """Adds the flags that decide what a model draws to an argument parser."""
-    parser.add_argument("--classes", default=None, help="classes to draw, such as 0-9 or 207,360; default all")
+    parser.add_argument(
+        "--classes",
+        default=None,
+        help="classes to draw, by number or name (cat,dog), such as 0-9 or 207,360; default all",
+    )
     parser.add_argument(
         "--labels",
         dest="label_order",
@@ -56,19 +66,3 @@ def check_request_flags(parser, options):
     check_at_least(parser, options, 1, "num_samples", "batch_size")
     if not getattr(options, "png", True) and not options.npz:
         parser.error("--no-png needs --npz: nothing would be written.")
-
-
-def parse_classes(text, num_classes):
-    """`"0-2,7"` → `[0, 1, 2, 7]`; `None` is all classes. Raises ValueError for other text or classes out of range."""
-    if text is None:
-        return list(range(num_classes))
-    classes = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        last = last if dash else first
-        if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
-            raise ValueError(f"--classes must look like 0-9 or 207,360,387. Received: {text!r}")
-        if int(last) >= num_classes:
-            raise ValueError(f"--classes must lie in [0, {num_classes - 1}]. Received: {text!r}")
-        classes += range(int(first), int(last) + 1)
-    return classes

@@ -9,7 +9,8 @@ from keras import ops
 from fcdm_keras import distribution
 from fcdm_keras.autoencoders import Identity
 from fcdm_keras.diffusion import randomness
-from fcdm_keras.sampling.flags import parse_classes
+from fcdm_keras.sampling.classes import describe_classes, parse_classes
+from fcdm_keras.sampling.finite import check_weights
 from fcdm_keras.sampling.writers import grid
 
 
@@ -68,13 +69,20 @@ class Request:
 
     def choose(self, options):
         """The labels."""
-        self._classes = parse_classes(options.classes, self.task.backbone.conditioning.num_classes)
+        num_classes = self.task.backbone.conditioning.num_classes
+        self._classes = parse_classes(options.classes, num_classes, self.task.class_names)
         self._in_turn = options.label_order == "balanced" and len(self._classes) <= 16
         return draw_labels(options.label_order, self._classes, options.num_samples, options.seed)
 
     def draw(self, places, first):
         """Images of the labels at `places`, numbered from `first` on."""
         return self.task.generate(self.labels[places], first_index=first, **self._options)
+
+    def describe(self):
+        """What is drawn, in one line for the terminal; nothing where the classes have no names."""
+        names = self.task.class_names
+        named = names and list(names) != list(map(str, range(len(names))))
+        return f"classes: {describe_classes(self._classes, names)}" if named else ""
 
     def grid(self, shown):
         """The first images, uint8 `(n, H, W, C)`, as one picture."""
@@ -99,7 +107,7 @@ class Request:
             yield first, images[: len(self) - first]
 
     def settings(self):
-        """All that decides the images, for JSON."""
+        """All that decides the images, for JSON. Raises FloatingPointError for weights that are not finite."""
         return {**self._options, "image_shape": list(self.image_shape), "weights": fingerprint(self.task)}
 
 
@@ -110,16 +118,28 @@ def draw_together(task, conditions, **options):
         task: an `ImageTask`.
         conditions: what is to be drawn, an array `(N, …)`.
         **options: passed to `task.draw`.
+
+    Raises:
+        FloatingPointError: in every process, if the images of one are not finite.
     """
     conditions, placed = np.asarray(conditions), distribution.job()
     own = np.array_split(np.arange(len(conditions)), placed.process_count)[placed.process_index]
     first = int(own[0]) if len(own) else 0
-    return distribution.gather(task.draw(conditions[own], first_index=first, **options))
+    drawn, failure = None, None
+    try:
+        drawn = task.draw(conditions[own], first_index=first, **options)
+    except FloatingPointError as error:
+        failure = error
+    if distribution.gather(np.array([failure is not None], np.int32)).any():  # the others must not wait for these
+        raise failure or FloatingPointError("Images of another process are not finite.")
+    return distribution.gather(drawn)
 
 
 def fingerprint(model):
-    """A checksum of a model's weights, hexadecimal."""
+    """A checksum of a model's weights, hexadecimal. Raises FloatingPointError for weights that are not finite."""
     checksum = hashlib.blake2b(digest_size=16)
     for variable in model.variables:
-        checksum.update(distribution.host_arrays([variable])[0].tobytes())
+        array = distribution.host_arrays([variable])[0]
+        check_weights([variable], [array])
+        checksum.update(array.tobytes())
     return checksum.hexdigest()

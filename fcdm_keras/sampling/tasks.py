@@ -2,6 +2,7 @@
 
 import dataclasses
 import secrets
+import warnings
 from typing import Any
 
 import keras
@@ -17,6 +18,9 @@ from fcdm_keras.diffusion.objectives import OBJECTIVES
 from fcdm_keras.diffusion.samplers import SAMPLERS, taken
 from fcdm_keras.network.backbones import BACKBONES  # noqa: F401  (registers all, for presets)
 from fcdm_keras.network.base import DiffusionBackbone
+from fcdm_keras.network.conditioning import ClassConditioning, as_labels
+from fcdm_keras.sampling.classes import number_of
+from fcdm_keras.sampling.finite import check_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,7 @@ class DrawOptions:
 
     Args:
         null_conditions: like `conditions`, what guidance leads away from; default the module's null.
-        eta: η of DDIM, 0 … 1; samplers without it leave it aside.
+        eta: η of DDIM, 0 … 1; samplers without it leave it aside, with a warning.
         guidance_channels: `"all"` or `"first_three"`, see `fcdm_keras.diffusion.guidance`.
         batch_size: images drawn at once.
         image_size: side in pixels, or (height, width), if not the task's own; the network is fully convolutional.
@@ -81,7 +85,7 @@ class ImageTask(keras_hub.models.Task):
         self.objective = objective
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self._latent_shape(self.image_size)
-        self._compiled = {}
+        self._compiled, self._warned = {}, set()
         self.built = True  # all parts are, and a preset keeps the weights of the autoencoder
 
     def draw(self, conditions, num_steps=250, guidance_scale=1.5, seed=None, sampler="ddpm", **options):
@@ -100,13 +104,15 @@ class ImageTask(keras_hub.models.Task):
 
         Raises:
             ValueError: for arguments out of range, before anything is computed.
+            FloatingPointError: what was computed is not finite, of weights that are not, or by an overflow.
         """
         own = DrawOptions(**options)
         conditions, nulls = self._checked(conditions, own.null_conditions)
         _check_options(num_steps, guidance_scale, sampler, own)
+        self._warn_of_no_effect(guidance_scale, sampler, own)
         words = randomness.seed_words(secrets.randbits(64) if seed is None else seed)
         sizes = self.image_size if own.image_size is None else own.image_size
-        shape = self._latent_shape((sizes, sizes) if isinstance(sizes, int) else tuple(sizes))
+        shape = self._latent_shape(tuple(sizes) if np.iterable(sizes) else (sizes, sizes))
         kind = (int(num_steps), sampler, float(own.eta), guidance_scale != 1, own.guidance_channels, shape)
         run, weights = self._compiled_sampler(*kind), self._values(own.weights)
 
@@ -122,25 +128,28 @@ class ImageTask(keras_hub.models.Task):
 
         sides = (side * self.autoencoder.downsampling_factor for side in shape[:2])
         empty = np.zeros((0, *sides, self.autoencoder.in_channels), "uint8")
-        return np.concatenate([empty, *self._images(latents, len(conditions), int(own.batch_size), own.verbose)])
+        return np.concatenate([empty, *self._images(latents, len(conditions), own, guidance_scale)])
 
     def _values(self, weights):
         """The backbone's values for a draw: `weights`, or its own, and the statistics of a conditioning module."""
         weights = [v.value for v in self.backbone.trainable_variables] if weights is None else list(weights)
         return weights + [v.value for v in self.backbone.non_trainable_variables]
 
-    def _images(self, latents, count, batch_size, verbose):
+    def _images(self, latents, count, own, guidance_scale):
         """Yields uint8 images, `count` in all, batch by batch; `latents(places)` draws those at `places`."""
-        size = min(batch_size, count)
-        for start in tqdm(range(0, count, size or 1), desc="sampling", unit="batch", disable=not verbose):
+        size = min(int(own.batch_size), count)
+        for start in tqdm(range(0, count, size or 1), desc="sampling", unit="batch", disable=not own.verbose):
             # A short last batch is filled up, so that the loop is compiled once.
             drawn = latents(np.minimum(np.arange(start, start + size), count - 1))
             decoded = self.autoencoder.decode(self.autoencoder.from_diffusion(drawn))
+            check_finite(self, drawn, decoded, own.weights, guidance_scale)
             yield ops.convert_to_numpy(to_uint8(decoded))[: count - start]
 
     def _checked(self, conditions, nulls):
         """Both as arrays. Raises ValueError for conditions that cannot be right."""
         conditions = np.asarray(conditions)
+        if not conditions.ndim:
+            raise ValueError(f"Conditions must be (N, …), one per image. Received: {conditions}")
         self.backbone.conditioning.check(conditions)
         if nulls is None:
             return conditions, None
@@ -149,6 +158,18 @@ class ImageTask(keras_hub.models.Task):
         if len(nulls) != len(conditions):
             raise ValueError(f"Expected one null condition per condition, {len(conditions)}. Received: {len(nulls)}")
         return conditions, nulls
+
+    def _warn_of_no_effect(self, guidance_scale, sampler, own):
+        """Warns, once for each, of options that were given and change nothing."""
+        told = []
+        if own.null_conditions is not None and guidance_scale == 1:
+            told.append("Negative prompts (null_conditions) have no effect: guidance_scale is 1, which is no guidance.")
+        if own.eta and not taken(sampler, eta=own.eta):
+            told.append(f"eta={own.eta} has no effect: the sampler {sampler} takes none, ddim does.")
+        for text in told:
+            if text not in self._warned:
+                self._warned.add(text)
+                warnings.warn(text, stacklevel=4)
 
     def predict(self, x, batch_size=64, verbose="auto", **options):
         """As `generate(x, batch_size=batch_size, …)`, in the form of `keras.Model.predict`.
@@ -189,10 +210,11 @@ class ImageTask(keras_hub.models.Task):
 
     def _latent_shape(self, image_size):
         step = self.backbone.side_multiple * self.autoencoder.downsampling_factor
-        if len(image_size) != 2 or any(side < step or side % step for side in image_size):
+        whole = all(isinstance(side, (int, np.integer)) for side in image_size)
+        if len(image_size) != 2 or not whole or any(side < step or side % step for side in image_size):
             raise ValueError(f"Image height and width must be multiples of {step}. Received: {image_size}")
         factor = self.autoencoder.downsampling_factor
-        return (image_size[0] // factor, image_size[1] // factor, self.backbone.in_channels)
+        return (int(image_size[0]) // factor, int(image_size[1]) // factor, self.backbone.in_channels)
 
     def get_config(self):
         config = super().get_config()
@@ -216,6 +238,10 @@ class ClassToImage(ImageTask):
     Args:
         backbone: an `FCDMBackbone` with `ClassConditioning`.
         autoencoder, image_size, objective: as in `ImageTask`.
+        class_names: the classes' names in the order of their numbers, if they have names.
+
+    Raises:
+        ValueError: also for another number of names than of classes.
 
     Example:
 
@@ -227,11 +253,19 @@ class ClassToImage(ImageTask):
 
     input_name = "labels"
 
+    def __init__(self, backbone, autoencoder=None, image_size=256, objective="iddpm", class_names=None, **kwargs):
+        super().__init__(backbone, autoencoder, image_size, objective, **kwargs)
+        self.class_names = class_names and tuple(map(str, class_names))
+        classes = getattr(backbone.conditioning, "num_classes", None)
+        if self.class_names and classes not in (None, len(self.class_names)):
+            raise ValueError(f"class_names must be {classes}, one per class. Received: {len(self.class_names)}")
+
     def generate(self, labels, num_steps=250, guidance_scale=1.5, seed=None, sampler="ddpm", **options):
         """Draws one image per label.
 
         Args:
-            labels: an integer or integers `(N,)` in [0, num_classes].
+            labels: class numbers in [0, num_classes], of which `num_classes` is no class: one, or `(N,)`, `(N, 1)`, or
+                one per level `(N, levels)`; or names of classes.
             num_steps, guidance_scale, seed, sampler, **options: as in `ImageTask.draw`.
 
         Returns:
@@ -239,8 +273,35 @@ class ClassToImage(ImageTask):
 
         Raises:
             ValueError: for arguments out of range, before anything is computed.
+            FloatingPointError: as in `ImageTask.draw`.
         """
-        return self.draw(np.atleast_1d(np.asarray(labels)), num_steps, guidance_scale, seed, sampler, **options)
+        return self.draw(self._labels(labels), num_steps, guidance_scale, seed, sampler, **options)
+
+    def _labels(self, labels):
+        """Numbers or names of classes as an array of numbers. Raises ValueError for anything else."""
+        labels = [labels] if isinstance(labels, str) else labels
+        listed = isinstance(labels, (list, tuple)) or (isinstance(labels, np.ndarray) and labels.ndim == 1)
+        if listed and len(labels) and all(isinstance(label, str) for label in labels):
+            labels = [number_of(name, self.class_names) for name in labels]
+        module = self.backbone.conditioning
+        if not isinstance(module, ClassConditioning):
+            return np.atleast_1d(np.asarray(labels))
+        return as_labels(labels, module.num_classes, len(module.widths))
+
+    def _checked(self, conditions, nulls):
+        """As in `ImageTask`; labels and nulls of one shape, `(N,)` or with a label per level."""
+        labels, nulls = super()._checked(conditions, nulls)
+        if not isinstance(self.backbone.conditioning, ClassConditioning):
+            return labels, nulls
+        labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
+        if nulls is None and labels.ndim > 1:
+            nulls = np.full_like(labels, self.backbone.conditioning.num_classes)
+        if nulls is None or nulls.ndim == labels.ndim:
+            return labels, nulls
+        return np.broadcast_arrays(*(part[:, None] if part.ndim == 1 else part for part in (labels, nulls)))
+
+    def get_config(self):
+        return {**super().get_config(), "class_names": self.class_names and list(self.class_names)}
 
 
 def _check_options(num_steps, guidance_scale, sampler, options):

@@ -204,6 +204,8 @@ class Checkpoint(StepCallback):
 class SampleGrid(StepCallback):
     """Draws a grid from the EMA weights every `every` steps: `samples/step-….png`, the newest also as `samples.png`.
 
+    Images that are not finite are told of, and training goes on: whether it can is for the loss to say.
+
     Args:
         task: a task over the trainer's backbone, e.g. `ClassToImage`.
         labels: labels, or whatever the images' conditions are, an array `(N, …)`.
@@ -226,7 +228,10 @@ class SampleGrid(StepCallback):
 
     def on_step(self, logs):
         if self.due(self.every):
-            self.draw()
+            try:
+                self.draw()
+            except FloatingPointError as error:
+                distribution.say(f"There is no grid of step {self.step}. {error}")
 
     def draw(self):
         """Draws and writes the grid now."""
