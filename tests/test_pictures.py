@@ -167,10 +167,7 @@ def test_names_may_be_any_bytes(put):
 
 def test_numbered_classes_say_which_number_they_got(put):
     told = list(about(open_source(str(put("0/a.png", "1/a.png", "10/a.png", "2/a.png")))))
-    assert told == [
-        "Classes: 0 0, 1 1, 2 10, 3 2.",
-        "Classes are numbered in the order of their names as text: the folder 10 is number 2.",
-    ]
+    assert told == ["classes: 0 0, 1 1, 2 10, 3 2 (numbered in the order of their names: class 2 is named 10)"]
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ import pytest
 from helpers import tiny_backbone, to_numpy
 
 from fcdm_keras import recipes, sample
+from fcdm_keras.data import classes
 from fcdm_keras.runs import build, load
 from fcdm_keras.runs.fit import fit_run
 from fcdm_keras.runs.folder import open_run, remember_classes, stored_classes
-from fcdm_keras.sampling import classes, flags
+from fcdm_keras.sampling import flags
 from fcdm_keras.sampling.tasks import ClassToImage
 from fcdm_keras.training import callbacks
 from fcdm_keras.training.checkpoint import CheckpointManager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fcdm_keras.data.classes import describe_classes
 from fcdm_keras.data.embedded import PhotoSource
 from fcdm_keras.data.folders import ENDINGS as EXTENSIONS
 from fcdm_keras.data.folders import Listing, holds_pictures, is_hidden, is_picture, list_pictures, subfolders
@@ -50,19 +51,10 @@ def open_source(name, split="train", data_dir=None, label=None, image=None):
 _NO_CLASSES = "{0} holds no class folders. Expected one folder of images per class, such as {0}/cat/1.jpg."
 
 
-_SHOWN_CLASSES = 12
-
-
 def about(source):
     """What the user should know of a source: which number is which class, and what was left out. Yields sentences."""
-    names = source.class_names
-    if len(names) > 1:
-        told = ", ".join(f"{number} {name}" for number, name in enumerate(names[:_SHOWN_CLASSES]))
-        yield f"Classes: {told}{', …' if len(names) > _SHOWN_CLASSES else ''}."
-    moved = [(name, number) for number, name in enumerate(names) if name.isdecimal() and int(name) != number]
-    if moved:
-        name, number = moved[0]
-        yield f"Classes are numbered in the order of their names as text: the folder {name} is number {number}."
+    if len(source.class_names) > 1:
+        yield f"classes: {describe_classes(range(len(source.class_names)), source.class_names)}"
     if getattr(source, "left_out", ""):
         yield source.left_out
 

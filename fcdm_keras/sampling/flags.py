@@ -2,9 +2,9 @@
 
 import argparse
 
+from fcdm_keras.data.classes import parse_classes
 from fcdm_keras.options import add_device_flags, check_at_least
 from fcdm_keras.recipes import SAMPLERS
-from fcdm_keras.sampling.classes import parse_classes
 
 LABEL_ORDERS = ("balanced", "random")
 

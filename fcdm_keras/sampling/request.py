@@ -8,8 +8,8 @@ from keras import ops
 
 from fcdm_keras import distribution
 from fcdm_keras.autoencoders import Identity
+from fcdm_keras.data.classes import describe_classes, parse_classes
 from fcdm_keras.diffusion import randomness
-from fcdm_keras.sampling.classes import describe_classes, parse_classes
 from fcdm_keras.sampling.finite import check_weights
 from fcdm_keras.sampling.writers import grid
 

@@ -13,13 +13,13 @@ from tqdm import tqdm
 from fcdm_keras import backend
 from fcdm_keras.autoencoders import Identity, to_uint8
 from fcdm_keras.backend.hub import keras_hub
+from fcdm_keras.data.classes import number_of
 from fcdm_keras.diffusion import guidance, randomness
 from fcdm_keras.diffusion.objectives import OBJECTIVES
 from fcdm_keras.diffusion.samplers import SAMPLERS, taken
 from fcdm_keras.network.backbones import BACKBONES  # noqa: F401  (registers all, for presets)
 from fcdm_keras.network.base import DiffusionBackbone
 from fcdm_keras.network.conditioning import ClassConditioning, as_labels
-from fcdm_keras.sampling.classes import number_of
 from fcdm_keras.sampling.finite import check_finite
 
 
