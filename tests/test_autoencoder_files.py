@@ -283,7 +283,7 @@ def test_a_pointer_of_git_lfs_is_called_one(tmp_path):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 334643268\n"
     for name in (f"{NAME}.safetensors", f"{NAME}.bin"):
         (tmp_path / name).write_text(pointer)
-        with pytest.raises(ValueError, match=f"^{tmp_path / name} is a pointer of git-lfs, not the weights"):
+        with pytest.raises(ValueError, match=f"^{tmp_path / name} is a git-lfs pointer, not the weights; fetch"):
             KLAutoencoder.from_diffusers(tmp_path)
         (tmp_path / name).unlink()
 

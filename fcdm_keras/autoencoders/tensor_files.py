@@ -8,10 +8,9 @@ import re
 from functools import partial
 
 import ml_dtypes  # noqa: F401  (comes with Keras; NumPy then knows bfloat16)
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fcdm_keras.network.reference import read_torch_file
+from fcdm_keras.network.torch_files import Skipped, check_finite, contents, read_torch_file
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 MARK = "encoder.conv_in.weight"  # every KL autoencoder has it, whatever else is in a file
@@ -37,16 +36,10 @@ def open_tensors(files):
 def _open(path):
     with open(path, "rb") as file:
         head = file.read(24)
-    if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a pointer of git-lfs, not the weights themselves; fetch them with `git lfs pull`.")
     if re.match(rb".{8}\s*\{", head, re.DOTALL):
         return _open_safetensors(path)
-    if head.startswith((b"PK", b"\x80")):
+    if path.suffix in SUFFIXES or head.startswith((b"PK", b"\x80")):
         return _open_torch(path)
-    if path.suffix == ".safetensors":
-        raise ValueError(f"{path} is truncated, damaged or no safetensors file; copy the file again.")
-    if path.suffix in SUFFIXES:
-        raise ValueError(f"{path} is truncated, damaged or not a PyTorch checkpoint; copy the file again.")
     raise ValueError(
         f"An autoencoder's weights are a .safetensors or .bin file. Received: {path}, which is neither by its content "
         "(.ckpt, .pt and .pth are read as .bin is)."
@@ -70,31 +63,37 @@ def _read_safe(file, path, name):
     kind = file.get_slice(name).get_dtype()
     if kind not in _SAFE_TYPES:
         raise _wrong_type(path, name, kind)
-    return _finite(path, name, file.get_tensor(name).astype("float32"))
+    values = file.get_tensor(name).astype("float32")
+    check_finite(f"{path}: {name}", values)
+    return values
 
 
 def _open_torch(path):
     content = read_torch_file(path)
     state = _state_dict(content)
     if state is None:
-        raise ValueError(f"{path} holds no state dict of tensors. Received: {type(content).__name__}.")
+        skipped = next((value.kind for value in contents(content).values() if isinstance(value, Skipped)), None)
+        raise ValueError(
+            f"{path} holds {skipped}, which is refused because loading it could run code; nothing was executed."
+            if skipped
+            else f"{path} holds no state dict of tensors. Received: {type(content).__name__}."
+        )
     return {name: partial(_read_torch, path, name, tensor) for name, tensor in state.items()}
 
 
 def _state_dict(content, depth=3):
     """The tensors by name in what a PyTorch file holds: those of an autoencoder where there are any."""
-    if not isinstance(content, dict):
-        return None
-    named = ((name, value) for name, value in content.items() if isinstance(name, str))
+    inside = contents(content)
+    named = ((name, value) for name, value in inside.items() if isinstance(name, str))
     tensors = {_plain(name): value for name, value in named if hasattr(value, "detach")}
     if any(name.endswith(MARK) for name in tensors):
         return tensors
-    parts = [name for name in content if isinstance(content[name], dict)] if depth else []
+    parts = [name for name in inside if contents(inside[name])] if depth else []
     for name in sorted(parts, key=lambda name: (not is_average(name), name not in ("state_dict", "model"))):
-        inner = _state_dict(content[name], depth - 1)
+        inner = _state_dict(inside[name], depth - 1)
         if inner and any(one.endswith(MARK) for one in inner):
             return inner
-    return tensors if tensors or not content else None
+    return tensors if tensors or content == {} else None
 
 
 def is_average(name):
@@ -105,7 +104,9 @@ def is_average(name):
 def _read_torch(path, name, tensor):
     if not tensor.is_floating_point() or tensor.element_size() < 2:
         raise _wrong_type(path, name, str(tensor.dtype).removeprefix("torch."))
-    return _finite(path, name, tensor.detach().float().numpy())
+    values = tensor.detach().float().numpy()
+    check_finite(f"{path}: {name}", values)
+    return values
 
 
 def _wrong_type(path, name, kind):
@@ -113,12 +114,3 @@ def _wrong_type(path, name, kind):
         f"{path}: {name} holds numbers of type {kind}, which only the program that quantized them can scale back; get "
         "the weights in float32, float16 or bfloat16."
     )
-
-
-def _finite(path, name, values):
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"{path}: {name} holds values that are not finite (NaN or infinite); the file is damaged, or its training "
-            "had diverged."
-        )
-    return values
