@@ -41,6 +41,15 @@ def locate(source, revision=None):
     )
 
 
+def read_tensors(files):
+    """All tensors of weight files by name, as float32 NumPy arrays in the files' layout.
+
+    Raises:
+        ValueError: a file is damaged, holds other numbers than weights, or repeats a name.
+    """
+    return {name: read_tensor() for name, read_tensor in open_tensors(files).items()}
+
+
 def _config_of(folder):
     return folder / CONFIG if (folder / CONFIG).is_file() else None
 
