@@ -78,7 +78,7 @@ def huge(force_upcast, dtype):
     return autoencoder
 
 
-@pytest.mark.parametrize("dtype", ["mixed_float16", "float16"])
+@pytest.mark.parametrize("dtype", ["mixed_float16", pytest.param("float16", marks=pytest.mark.no_backend)])
 def test_float16_is_replaced_where_the_configuration_asks_for_it(dtype, tmp_path):
     latents = np.random.default_rng(1).standard_normal((1, 4, 4, 4), dtype="float32")
     expected = to_numpy(huge(True, "float32").decode(latents))
