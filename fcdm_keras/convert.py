@@ -1,13 +1,14 @@
 """Reference FCDM checkpoints (`.pt`) to backbones and back.
 
-    python -m fcdm_keras.convert in.pt out_preset/ [--weights ema|model]
+    python -m fcdm_keras.convert in.pt out_preset/ [--weights ema|model] [--num-classes N]
 
 A reference checkpoint is a dict with the state dicts `model` and `ema`, the optimizer's state and the run's arguments.
-Files are read with PyTorch's restricted unpickler: nothing stored in them is executed.
+Other PyTorch files and `.safetensors` that hold such a network are read too; nothing stored in them is executed.
 """
 
-from fcdm_keras.network.reference import load_torch_checkpoint, read_torch_file, save_torch_state_dict
-from fcdm_keras.options import command_parser, reported
+from fcdm_keras.network.reference import load_torch_checkpoint, save_torch_state_dict
+from fcdm_keras.network.torch_files import read_torch_file
+from fcdm_keras.options import command_parser, positive, reported
 
 __all__ = ["load_torch_checkpoint", "read_torch_file", "save_torch_state_dict"]
 
@@ -17,9 +18,10 @@ def main(arguments=None):
     parser.add_argument("checkpoint", help="reference checkpoint (.pt)")
     parser.add_argument("preset", help="folder to write")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="which weights (default: ema)")
+    parser.add_argument("--num-classes", type=positive, help='classes; needed where no row stands for "no class"')
     options = parser.parse_args(arguments)
     with reported():
-        backbone = load_torch_checkpoint(options.checkpoint, weights=options.weights)
+        backbone = load_torch_checkpoint(options.checkpoint, options.weights, num_classes=options.num_classes)
         backbone.save_to_preset(options.preset)
     print(f"{options.preset}: FCDM with {backbone.count_params():,} parameters, {options.weights} weights.")
 

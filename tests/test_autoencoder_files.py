@@ -79,20 +79,41 @@ def published(form, tensors, folder):
         return folder
     if form == "a file":
         return write(folder, tensors) / f"{NAME}.safetensors"
-    names = sorted(tensors)
-    parts = {f"{NAME}-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    if form == "of another name and ending":
+        (write(folder, tensors, suffix="bin") / f"{NAME}.bin").rename(folder / "weights.safetensors")
+        return folder
+    if form == "a variant beside full precision":
+        save_file({name: tensor * 0 for name, tensor in tensors.items()}, folder / f"{NAME}.fp16.safetensors")
+        return write(folder, tensors, suffix="bin")
+    if form.startswith("a lone variant"):
+        file, variant = write(folder, tensors) / f"{NAME}.safetensors", form.split()[-1]
+        (folder / f"{NAME}.non_ema.bin").write_bytes(b"")
+        return file.rename(folder / f"{NAME}.{variant}.safetensors").parent
+    names, variant = sorted(tensors), ".fp16" if form == "sharded variant" else ""
+    parts = {f"{NAME}-0000{i + 1}-of-00002{variant}.safetensors": names[i::2] for i in range(2)}
     write(folder, {})
     (folder / f"{NAME}.safetensors").unlink()
     for part, held in parts.items():
         save_file({name: tensors[name] for name in held}, folder / part)
     weight_map = {name: part for part, held in parts.items() for name in held}
-    (folder / f"{NAME}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / f"{NAME}.safetensors.index{variant}.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     return str(folder)
+
+
+OTHER_FORMS = (
+    *("a lone variant fp16", "a lone variant bf16", "a variant beside full precision", "sharded variant"),
+    "of another name and ending",
+)
 
 
 @pytest.mark.parametrize(
     "form",
-    ["bin", "old names", "old names, bin", "attention as convolutions", "inside a pipeline", "a file", "sharded"],
+    [
+        *("bin", "old names", "old names, bin", "attention as convolutions", "inside a pipeline", "a file", "sharded"),
+        *(pytest.param(form, marks=pytest.mark.no_backend) for form in OTHER_FORMS),
+    ],
 )
 def test_every_published_form_gives_the_same_autoencoder(vae, tensors, form, tmp_path):
     loaded = KLAutoencoder.from_diffusers(published(form, tensors, tmp_path))
@@ -116,6 +137,9 @@ def test_a_repository_of_the_hub(vae, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
+    assert KLAutoencoder.from_diffusers("stabilityai/sd-vae-ft-ema").weights_hash() == vae.weights_hash()
+    snapshot = cached / "snapshots" / ("a" * 40)
+    (snapshot / f"{NAME}.safetensors").rename(snapshot / f"{NAME}.fp16.safetensors")
     assert KLAutoencoder.from_diffusers("stabilityai/sd-vae-ft-ema").weights_hash() == vae.weights_hash()
     with pytest.raises(FileNotFoundError, match="no folder nobody/nothing here, and the Hugging Face Hub gave no"):
         KLAutoencoder.from_diffusers("nobody/nothing")
@@ -156,6 +180,7 @@ def test_what_is_written_is_what_diffusers_writes(vae, tensors, tmp_path):
         {"scaling_factor": 1.5, "shift_factor": -0.25, "latent_channels": 3, "in_channels": 1},
         {"block_out_channels": (4, 8, 8), "layers_per_block": 2, "norm_num_groups": 2, "decode_batch_size": 3},
         {"mid_block_add_attention": False, "use_quant_conv": False, "use_post_quant_conv": False},
+        {"encoder_attention": (1,), "decoder_attention": (0, 1), "force_upcast": False},
     ],
 )
 def test_other_configurations_survive_every_file(options, tmp_path):
@@ -201,6 +226,12 @@ def test_tensors_that_do_not_fit_are_named(tensors, change, message, tmp_path):
         ({"latent_channels": "4"}, "latent_channels must be a positive integer. Received: '4'"),
         ({"norm_num_groups": 48}, "must be multiples of norm_num_groups=48"),
         ({"_class_name": "VQModel"}, "expected AutoencoderKL. Received: VQModel"),
+        ({"_class_name": "AutoencoderDC"}, "expected AutoencoderKL. Received: AutoencoderDC"),
+        ({"force_upcast": "yes"}, "force_upcast must be true or false. Received: 'yes'"),
+        (
+            {"up_block_types": 4 * ["MidBlock"]},
+            "only up_block_types of 4 entries UpDecoderBlock2D or AttnUpDecoderBlock2D",
+        ),
         ({"act_fn": "gelu"}, 'only act_fn = "silu" is supported. Received: "gelu"'),
         ({"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]}, "only down_block_types"),
         ({"latents_mean": [0.1]}, "only latents_mean = null"),
@@ -224,6 +255,37 @@ def test_values_of_the_configuration_are_used(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = KLAutoencoder.from_diffusers(tmp_path)
     assert (loaded.scale, loaded.shift) == (0.41407, 0.1)
+
+
+@pytest.mark.no_backend
+def test_what_a_configuration_lacks_is_as_in_diffusers(tmp_path):
+    autoencoder = small_autoencoder(block_out_channels=(32, 32), norm_num_groups=32)
+    autoencoder.save_diffusers(tmp_path)
+    (tmp_path / "config.json").write_text('{"block_out_channels": [32, 32], "act_fn": "swish", "unknown": 1}')
+    loaded = KLAutoencoder.from_diffusers(tmp_path)
+    assert {**loaded.get_config(), "name": ""} == {**autoencoder.get_config(), "name": ""}
+
+
+@pytest.mark.no_backend
+def test_of_several_variants_one_is_chosen_or_asked_for(tensors, vae, tmp_path):
+    file = write(tmp_path, tensors) / f"{NAME}.safetensors"
+    file.rename(tmp_path / f"{NAME}.ema.safetensors")
+    (tmp_path / f"{NAME}.non_ema.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"^{tmp_path} holds the variants ema, non_ema; give the file of one"):
+        KLAutoencoder.from_diffusers(tmp_path)
+    loaded = KLAutoencoder.from_diffusers(tmp_path / f"{NAME}.ema.safetensors")
+    assert loaded.weights_hash() == vae.weights_hash()
+
+
+@pytest.mark.no_backend
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path):
+    shutil.copy(VAE / "config.json", tmp_path)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 334643268\n"
+    for name in (f"{NAME}.safetensors", f"{NAME}.bin"):
+        (tmp_path / name).write_text(pointer)
+        with pytest.raises(ValueError, match=f"^{tmp_path / name} is a git-lfs pointer, not the weights; fetch"):
+            KLAutoencoder.from_diffusers(tmp_path)
+        (tmp_path / name).unlink()
 
 
 class Malicious:

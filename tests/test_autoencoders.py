@@ -1,5 +1,7 @@
 """The KL autoencoder against diffusers' results, and what it computes with weights of its own."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -66,6 +68,31 @@ def test_mixed_precision(plain):
         assert ours.dtype == np.float32
         difference = np.sqrt(np.mean((ours - theirs) ** 2)) / theirs.std()
         assert 1e-5 < difference < 0.05
+
+
+def huge(force_upcast, dtype):
+    """An autoencoder whose decoder's residual stream leaves float16, as Stable Diffusion XL's does."""
+    autoencoder = small_autoencoder(force_upcast=force_upcast, dtype=dtype)
+    kernel = autoencoder.decoder.conv_in.kernel
+    kernel.assign(kernel * 1e6)
+    return autoencoder
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", pytest.param("float16", marks=pytest.mark.no_backend)])
+def test_float16_is_replaced_where_the_configuration_asks_for_it(dtype, tmp_path):
+    latents = np.random.default_rng(1).standard_normal((1, 4, 4, 4), dtype="float32")
+    expected = to_numpy(huge(True, "float32").decode(latents))
+    with pytest.warns(UserWarning, match=f"computes in float32 instead of {dtype}: its configuration has force_upcast"):
+        upcast = huge(True, dtype)
+    np.testing.assert_allclose(to_numpy(upcast.decode(latents)), expected, rtol=1e-5, atol=1e-5)
+    if dtype == "mixed_float16":
+        assert not np.isfinite(to_numpy(huge(False, dtype).decode(latents))).all()
+    upcast.save_diffusers(tmp_path)
+    with pytest.warns(UserWarning, match="force_upcast"):
+        loaded = KLAutoencoder.from_diffusers(tmp_path, dtype=dtype)
+    assert loaded.force_upcast and loaded.compute_dtype == loaded.encoder.compute_dtype == "float32"
+    with warnings.catch_warnings(action="error"):
+        assert KLAutoencoder.from_diffusers(tmp_path, dtype="mixed_bfloat16").compute_dtype == "bfloat16"
 
 
 def test_weights_that_change_are_used_and_change_the_hash(plain):
@@ -173,6 +200,7 @@ def test_space_to_depth_says_what_is_wrong(call, message):
         ({"layers_per_block": 1.5}, "layers_per_block must be a positive integer. Received: 1.5"),
         ({"scaling_factor": 0.0}, "scaling_factor must be positive and finite"),
         ({"shift_factor": float("nan")}, "shift_factor finite"),
+        ({"decoder_attention": (2,)}, r"decoder_attention must name levels from 0 to 1. Received: \[2\]"),
         ({"decode_batch_size": 0}, "decode_batch_size must be a positive integer"),
     ],
 )

@@ -41,7 +41,9 @@ LAZY = {
     },
     "engine": {
         ("fcdm_keras.network.reference", "save_torch_state_dict"),
-        ("fcdm_keras.network.reference", "read_torch_file"),
+        ("fcdm_keras.network.torch_files", "find_class"),
+        ("fcdm_keras.network.torch_files", "read_torch_file"),
+        ("fcdm_keras.network.torch_files", "_read_pickled"),
     },
 }
 
@@ -132,6 +134,7 @@ def test_engines_are_imported_in_their_places_only():
         "fcdm_keras.backend.hub": {"tensorflow", "keras_hub"},
         "fcdm_keras.network.reference": {"torch"},
         "fcdm_keras.data.tfds_sources": {"tensorflow_datasets"},
+        "fcdm_keras.network.torch_files": {"torch"},
         "t2i.open_clip_worker": {"torch", "open_clip"},  # a program of its own
     }
     for module in FILES:

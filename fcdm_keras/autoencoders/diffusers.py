@@ -1,19 +1,23 @@
 """The form in which diffusers publishes `AutoencoderKL`: tensors' names and layouts, and `config.json`.
 
-It is read to plain dicts and written from them, for `fcdm_keras.autoencoders.kl`.
+It is read to plain dicts and written from them, for `fcdm_keras.autoencoders.kl`. Other programs' names are brought to
+diffusers' by `fcdm_keras.autoencoders.latent_diffusion`.
 """
 
 import json
 import math
 import os
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 from keras import ops
 from safetensors.numpy import save_file
 
-from fcdm_keras.autoencoders.weight_files import CONFIG, WEIGHTS, locate, read_tensors
+from fcdm_keras.autoencoders import latent_diffusion
+from fcdm_keras.autoencoders.tensor_files import MARK, open_tensors
+from fcdm_keras.autoencoders.weight_files import CONFIG, WEIGHTS, locate
 from fcdm_keras.files import write_atomically
 
 # How a tensor lies in the file and in Keras: "conv" (out, in, k, k) ↔ (k, k, in, out), "pointwise" (out, in, 1, 1) and
@@ -21,30 +25,56 @@ from fcdm_keras.files import write_atomically
 _AXES = {"conv": (3, 2, 0, 1), "vector": (0,)}
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _SIZES = ("block_out_channels", "layers_per_block", "latent_channels", "in_channels", "norm_num_groups")
-_SWITCHES = ("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv")
-_ONLY = {  # fields of which one value is known
-    "act_fn": "silu",
-    "down_block_types": "DownEncoderBlock2D",
-    "up_block_types": "UpDecoderBlock2D",
-    "latents_mean": None,
-    "latents_std": None,
+_SWITCHES = ("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv", "force_upcast")
+_DEFAULTS = {  # of diffusers, for what a `config.json` lacks
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "in_channels": 3,
+    "out_channels": 3,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+    "shift_factor": 0.0,
+    **dict.fromkeys(_SWITCHES, True),
+}
+_ONLY = {"act_fn": ("silu", "swish"), "latents_mean": (None,), "latents_std": (None,)}  # values that are known
+_BLOCKS = {  # without and with attention
+    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    "up_block_types": ("UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
 }
 _SHOWN = 5  # names in an error
 
 
-def read(source, revision, check_sizes):
+def read(source, revision, given, check_sizes):
     """A published autoencoder.
 
     Args:
         source, revision: see `KLAutoencoder.from_diffusers`.
+        given: `KLAutoencoder`'s arguments that override what the files say.
         check_sizes: function of the configuration's sizes, as keywords, that raises ValueError for impossible ones.
 
     Returns:
         The tensors by name, in the file's layout, and `KLAutoencoder`'s arguments, two dicts.
     """
-    config, files = locate(source, revision)
-    tensors = _renamed(read_tensors(files), source)
-    return tensors, _options(config, check_sizes)
+    path, files = locate(source, revision)
+    config = _read_config(path) if path else {}
+    stored = open_tensors(files)
+    own, foreign = latent_diffusion.own_tensors(stored, source)
+    if path is None and not foreign:
+        raise _without_config(files[0], own)
+    tensors = _renamed({name: read_tensor() for name, read_tensor in own.items()}, source)
+    origin = path or files[0]
+    if not foreign:
+        return tensors, _options(config, _DEFAULTS, given, origin, check_sizes)
+    sizes = latent_diffusion.sizes(tensors, source)
+    defaults = {**_DEFAULTS, **sizes, "out_channels": sizes["in_channels"]}
+    known = latent_diffusion.factors(stored, source)
+    if known is None:
+        four = (len(sizes["block_out_channels"]), sizes["latent_channels"]) == (4, 4)
+        known = (0.18215 if four else 1.0, 0.0)
+        if "scaling_factor" not in given and config.get("scaling_factor") is None:
+            _warn_of_scale(source, known[0], "Stable Diffusion's" if four else "not known")
+    defaults["scaling_factor"], defaults["shift_factor"] = known
+    return tensors, _options(config, defaults, given, origin, check_sizes)
 
 
 def assign(weights, tensors, source):
@@ -90,36 +120,35 @@ def parameters(autoencoder):
     def add_norm(name, layer):
         found[f"{name}.weight"], found[f"{name}.bias"] = (layer.gamma, "vector"), (layer.beta, "vector")
 
-    def add_resnets(prefix, blocks):
-        for i, block in enumerate(blocks):
-            name = f"{prefix}.resnets.{i}"
-            for part in ("norm1", "norm2"):
-                add_norm(f"{name}.{part}", getattr(block, part))
-            for part in ("conv1", "conv2"):
-                add(f"{name}.{part}", getattr(block, part), "conv")
-            if block.conv_shortcut is not None:
-                add(f"{name}.conv_shortcut", block.conv_shortcut, "pointwise")
+    def add_resnet(name, block):
+        for part in ("1", "2"):
+            add_norm(f"{name}.norm{part}", getattr(block, f"norm{part}"))
+            add(f"{name}.conv{part}", getattr(block, f"conv{part}"), "conv")
+        if block.conv_shortcut is not None:
+            add(f"{name}.conv_shortcut", block.conv_shortcut, "pointwise")
 
-    def add_half(half, levels, kind, samplers):
+    def add_attention(name, attention):
+        add_norm(f"{name}.group_norm", attention.group_norm)
+        for part in ("to_q", "to_k", "to_v"):
+            add(f"{name}.{part}", getattr(attention, part), "matrix")
+        add(f"{name}.to_out.0", attention.to_out, "matrix")
+
+    def add_block(name, block):
+        for i, resnet in enumerate(block.resnets):
+            add_resnet(f"{name}.resnets.{i}", resnet)
+        for i, attention in enumerate(block.attentions):
+            add_attention(f"{name}.attentions.{i}", attention)
+
+    for half, kind, samplers in (("encoder", "down_blocks", "downsamplers"), ("decoder", "up_blocks", "upsamplers")):
         network = getattr(autoencoder, half)
         for name in ("conv_in", "conv_out"):
             add(f"{half}.{name}", getattr(network, name), "conv")
         add_norm(f"{half}.conv_norm_out", network.conv_norm_out)
-        for i, level in enumerate(levels):
-            add_resnets(f"{half}.{kind}.{i}", level.resnets)
+        add_block(f"{half}.mid_block", network.mid_block)
+        for i, level in enumerate(getattr(network, kind)):
+            add_block(f"{half}.{kind}.{i}", level)
             if level.sampler is not None:
                 add(f"{half}.{kind}.{i}.{samplers}.0.conv", level.sampler.conv, "conv")
-        add_resnets(f"{half}.mid_block", network.mid_block.resnets)
-        attention = network.mid_block.attention
-        if attention is not None:
-            name = f"{half}.mid_block.attentions.0"
-            add_norm(f"{name}.group_norm", attention.group_norm)
-            for part in ("to_q", "to_k", "to_v"):
-                add(f"{name}.{part}", getattr(attention, part), "matrix")
-            add(f"{name}.to_out.0", attention.to_out, "matrix")
-
-    add_half("encoder", autoencoder.encoder.down_blocks, "down_blocks", "downsamplers")
-    add_half("decoder", autoencoder.decoder.up_blocks, "up_blocks", "upsamplers")
     for name in ("quant_conv", "post_quant_conv"):
         if getattr(autoencoder, name) is not None:
             add(name, getattr(autoencoder, name), "pointwise")
@@ -165,8 +194,7 @@ def file_shape(shape, layout):
     return tuple(shape[axis] for axis in _AXES[layout])
 
 
-def _options(path, check_sizes):
-    """`KLAutoencoder`'s arguments from a `config.json`; what old files lack takes diffusers' default."""
+def _read_config(path):
     try:
         config = json.loads(path.read_text())
         kind = config.get("_class_name", "AutoencoderKL")
@@ -175,34 +203,75 @@ def _options(path, check_sizes):
     if kind != "AutoencoderKL":
         raise ValueError(f"{path} describes another model; expected AutoencoderKL. Received: {kind}")
     for name, known in _ONLY.items():
-        value = config.get(name, known)
-        if any(one != known for one in (value if isinstance(value, list) else [value])):
-            raise ValueError(f"{path}: only {name} = {json.dumps(known)} is supported. Received: {json.dumps(value)}")
-    options = {name: config[name] for name in (*_SIZES, *_SWITCHES) if name in config}
-    if not isinstance(options.get("block_out_channels"), list):
+        if config.get(name, known[0]) not in known:
+            value = json.dumps(config[name])
+            raise ValueError(f"{path}: only {name} = {json.dumps(known[0])} is supported. Received: {value}")
+    return config
+
+
+def _options(config, defaults, given, path, check_sizes):
+    """`KLAutoencoder`'s arguments: those given, those of a `config.json`, and the defaults."""
+    options = {**defaults, **{name: config[name] for name in (*_SIZES, "out_channels") if name in config}, **given}
+    widths = options.get("block_out_channels")
+    if not isinstance(widths, list):
         raise ValueError(f"{path} has no list block_out_channels; it is no configuration of an autoencoder.")
-    if config.get("out_channels", 3) != config.get("in_channels", 3):
-        raise ValueError(f"{path}: out_channels must equal in_channels. Received: {config.get('out_channels')}")
-    for name, default in (("scaling_factor", 0.18215), ("shift_factor", 0.0)):
-        value = config.get(name)
-        options[name] = default if value is None else value
-        if not isinstance(options[name], (int, float)) or not math.isfinite(options[name]):
-            raise ValueError(f"{path}: {name} must be a number. Received: {value!r}")
+    if (images := options.pop("out_channels")) != options["in_channels"]:
+        raise ValueError(f"{path}: out_channels must equal in_channels. Received: {images}")
+    for name in (*_SWITCHES, "scaling_factor", "shift_factor"):
+        if name not in given and config.get(name) is not None:
+            options[name] = config[name]
+        value, number = options[name], name not in _SWITCHES
+        if not isinstance(value, (int, float) if number else bool) or not math.isfinite(value):
+            raise ValueError(f"{path}: {name} must be {'a number' if number else 'true or false'}. Received: {value!r}")
+    for half, name in (("encoder_attention", "down_block_types"), ("decoder_attention", "up_block_types")):
+        if config.get(name) is not None:
+            options[half] = _attention(config[name], name, len(widths), path)
     try:
-        check_sizes(**{name: options[name] for name in _SIZES if name in options})
+        check_sizes(**{name: options[name] for name in _SIZES})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return options
 
 
+def _attention(types, name, levels, path):
+    """Levels with attention, by a configuration's list of block types; the decoder's begins with the last level."""
+    plain, attentive = _BLOCKS[name]
+    if not isinstance(types, list) or len(types) != levels or not set(types) <= {plain, attentive}:
+        raise ValueError(
+            f"{path}: only {name} of {levels} entries {plain} or {attentive}, as many as block_out_channels, are "
+            f"supported. Received: {json.dumps(types)}"
+        )
+    ordered = types if name == "down_block_types" else types[::-1]
+    return [level for level, one in enumerate(ordered) if one == attentive]
+
+
+def _without_config(path, tensors):
+    if MARK in tensors:
+        return FileNotFoundError(f"{path} has no {CONFIG} beside it, which gives the network's sizes.")
+    return ValueError(f"{path} holds no KL autoencoder: it has no {MARK}. Received: {_few(sorted(tensors))}")
+
+
+def _warn_of_scale(source, scale, whose):
+    warnings.warn(
+        f"{source} has no {CONFIG}: its norms are taken to have 32 groups, its latents the scale {scale} ({whose}). "
+        f'If it is another, pass scaling_factor=, or write {{"scaling_factor": …}} to a {CONFIG} beside the file; '
+        "docs/autoencoders.md lists those of published autoencoders.",
+        stacklevel=4,
+    )
+
+
 def _published(config):
-    levels = len(config["block_out_channels"])
+    levels = range(len(config["block_out_channels"]))
+    down, up = (
+        [types[level in config[half]] for level in levels]
+        for half, types in zip(("encoder_attention", "decoder_attention"), _BLOCKS.values())
+    )
     return {
         "_class_name": "AutoencoderKL",
         "_diffusers_version": "0.30.0",  # the first that knows every field below
         "act_fn": "silu",
-        "down_block_types": levels * ["DownEncoderBlock2D"],
-        "up_block_types": levels * ["UpDecoderBlock2D"],
+        "down_block_types": down,
+        "up_block_types": up[::-1],
         "out_channels": config["in_channels"],
         "sample_size": 256,
         **{name: config[name] for name in (*_SIZES, *_SWITCHES, "scaling_factor", "shift_factor")},

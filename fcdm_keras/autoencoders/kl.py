@@ -3,6 +3,7 @@ Models", appendix G), with the structure and the published weights of Stable Dif
 
 import hashlib
 import math
+import warnings
 
 import keras
 import numpy as np
@@ -14,6 +15,10 @@ from fcdm_keras.autoencoders.kl_layers import Decoder, Encoder
 from fcdm_keras.network.layers import linear
 
 LOGVAR_RANGE = (-30.0, 20.0)
+UPCAST = (
+    "The autoencoder computes in float32 instead of {}: its configuration has force_upcast, since activations may "
+    "overflow in float16."
+)
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
@@ -36,6 +41,11 @@ class KLAutoencoder(Autoencoder, keras.Model):
         use_quant_conv: whether a 1×1 convolution follows the encoder.
         use_post_quant_conv: whether a 1×1 convolution precedes the decoder.
         decode_batch_size: latents that `decode` decodes at once, to bound its memory.
+        encoder_attention: levels of the encoder with attention after every residual block, by their number, from 0, the
+            full resolution.
+        decoder_attention: the same of the decoder, whose level i has the resolution of the encoder's.
+        force_upcast: whether a dtype policy that computes in float16 is replaced by float32, with a warning: the
+            activations of some published autoencoders, such as Stable Diffusion XL's, overflow in float16.
 
     Raises:
         ValueError: for sizes that make no network, and in `encode` and `decode` for shapes that do not fit.
@@ -64,6 +74,9 @@ class KLAutoencoder(Autoencoder, keras.Model):
         use_quant_conv=True,
         use_post_quant_conv=True,
         decode_batch_size=8,
+        encoder_attention=(),
+        decoder_attention=(),
+        force_upcast=True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -78,19 +91,14 @@ class KLAutoencoder(Autoencoder, keras.Model):
         self.use_quant_conv = use_quant_conv
         self.use_post_quant_conv = use_post_quant_conv
         self.decode_batch_size = decode_batch_size
-        self.check_sizes(
-            self.block_out_channels,
-            layers_per_block=layers_per_block,
-            latent_channels=latent_channels,
-            in_channels=in_channels,
-            norm_num_groups=norm_num_groups,
-            decode_batch_size=decode_batch_size,
+        self.encoder_attention, self.decoder_attention = (
+            tuple(sorted(a)) for a in (encoder_attention, decoder_attention)
         )
-        if not (self.scaling_factor > 0 and math.isfinite(self.scaling_factor) and math.isfinite(self.shift_factor)):
-            raise ValueError(
-                "scaling_factor must be positive and finite, shift_factor finite. "
-                f"Received: {scaling_factor}, {shift_factor}"
-            )
+        self.force_upcast = force_upcast
+        self._check()
+        if force_upcast and self.compute_dtype == "float16":
+            warnings.warn(UPCAST.format(self.dtype_policy.name), stacklevel=2)
+            self.dtype_policy = "float32"
         self.autocast = False  # the first layer of each half casts
         self._make_layers()
         self.built = True
@@ -98,8 +106,9 @@ class KLAutoencoder(Autoencoder, keras.Model):
     def _make_layers(self):
         widths, channels, images = self.block_out_channels, self.latent_channels, self.in_channels
         shared, own = (self.norm_num_groups, self.mid_block_add_attention), {"dtype": self.dtype_policy}
-        self.encoder = Encoder(widths, self.layers_per_block, 2 * channels, *shared, name="encoder", **own)
-        self.decoder = Decoder(widths, self.layers_per_block, images, *shared, name="decoder", **own)
+        levels = self.encoder_attention, self.decoder_attention
+        self.encoder = Encoder(widths, self.layers_per_block, 2 * channels, *shared, levels[0], name="encoder", **own)
+        self.decoder = Decoder(widths, self.layers_per_block, images, *shared, levels[1], name="decoder", **own)
         self.quant_conv = linear(2 * channels, dtype="float32", name="quant_conv") if self.use_quant_conv else None
         self.post_quant_conv = (
             linear(channels, dtype="float32", name="post_quant_conv") if self.use_post_quant_conv else None
@@ -112,21 +121,31 @@ class KLAutoencoder(Autoencoder, keras.Model):
             self.post_quant_conv.build((None, None, None, channels))
 
     @classmethod
-    def from_diffusers(cls, source, *, revision=None, dtype=None):
-        """Loads an autoencoder as diffusers publishes them (`AutoencoderKL`).
+    def from_diffusers(
+        cls, source, *, revision=None, dtype=None, scaling_factor=None, shift_factor=None, norm_num_groups=None
+    ):
+        """Loads a published autoencoder: diffusers' `AutoencoderKL`, or latent-diffusion's.
 
         Args:
-            source: a folder with `config.json` and weights, or with such a folder `vae/`; a `.safetensors` or `.bin`
-                file beside its `config.json`; or the id of a repository on the Hugging Face Hub such as
-                `"stabilityai/sd-vae-ft-ema"`. What exists locally takes precedence. Nothing in the files is executed.
+            source: a folder with `config.json` and weights, or with such a folder `vae/`; a weight file
+                (`.safetensors`, `.bin`, `.ckpt`, `.pt`), or a folder with one; or the id of a repository on the Hugging
+                Face Hub such as `"stabilityai/sd-vae-ft-ema"`. What exists locally takes precedence. Weights under
+                latent-diffusion's names, also inside a checkpoint of a whole model, need no `config.json`. Nothing in
+                the files is executed.
             revision: branch, tag or commit of the Hub's repository.
             dtype: dtype policy of the autoencoder; the weights are float32 under each mixed policy.
+            scaling_factor, shift_factor: override what the files say. Where they say nothing, the scale is 0.18215 at
+                factor 8 with 4 channels, else 1, and a warning says so.
+            norm_num_groups: overrides `config.json`; 32 where there is none.
 
         Raises:
             FileNotFoundError: there is no such folder, file or repository, or it has no weights.
-            ValueError: a file is damaged, or does not hold the weights that its configuration asks for.
+            ValueError: a file is damaged, holds numbers that are not finite or are quantized, or does not hold the
+                weights that its configuration asks for.
         """
-        tensors, options = diffusers.read(source, revision, cls.check_sizes)
+        given = {"scaling_factor": scaling_factor, "shift_factor": shift_factor, "norm_num_groups": norm_num_groups}
+        given = {name: value for name, value in given.items() if value is not None}
+        tensors, options = diffusers.read(source, revision, given, cls.check_sizes)
         autoencoder = cls(**options, dtype=dtype)
         diffusers.assign(diffusers.parameters(autoencoder), tensors, source)
         return autoencoder
@@ -226,6 +245,20 @@ class KLAutoencoder(Autoencoder, keras.Model):
             raise ValueError(f"The {name} must have shape (B, height, width, {channels}){sides}. Received: {shape}")
         return tensor
 
+    def _check(self):
+        sizes = ("layers_per_block", "latent_channels", "in_channels", "norm_num_groups", "decode_batch_size")
+        self.check_sizes(self.block_out_channels, **{name: getattr(self, name) for name in sizes})
+        scale, shift = self.scaling_factor, self.shift_factor
+        if not (scale > 0 and math.isfinite(scale) and math.isfinite(shift)):
+            raise ValueError(
+                f"scaling_factor must be positive and finite, shift_factor finite. Received: {scale}, {shift}"
+            )
+        levels = range(len(self.block_out_channels))
+        for name in ("encoder_attention", "decoder_attention"):
+            if not set(getattr(self, name)) <= set(levels):
+                found = list(getattr(self, name))
+                raise ValueError(f"{name} must name levels from 0 to {levels[-1]}. Received: {found}")
+
     @staticmethod
     def check_sizes(block_out_channels, **sizes):
         """Raises ValueError, in one sentence, for sizes that make no network."""
@@ -254,4 +287,7 @@ class KLAutoencoder(Autoencoder, keras.Model):
             "use_quant_conv": self.use_quant_conv,
             "use_post_quant_conv": self.use_post_quant_conv,
             "decode_batch_size": self.decode_batch_size,
+            "encoder_attention": list(self.encoder_attention),
+            "decoder_attention": list(self.decoder_attention),
+            "force_upcast": self.force_upcast,
         }

@@ -135,25 +135,29 @@ class Level(layers.Layer):
         depth: number of residual blocks.
         groups: groups of the norms.
         sampler: `Downsample`, `Upsample` or `None`.
+        attention: whether attention follows each residual block.
     """
 
-    def __init__(self, channels, depth, groups, sampler, **kwargs):
+    def __init__(self, channels, depth, groups, sampler, attention=False, **kwargs):
         super().__init__(**kwargs)
         own = {"dtype": self.dtype_policy}
         self.channels = channels
         self.resnets = [ResNetBlock(channels, groups, name=f"resnets_{i}", **own) for i in range(depth)]
+        count = depth if attention else 0
+        self.attentions = [Attention(groups, name=f"attentions_{i}", **own) for i in range(count)]
         self.sampler = sampler and sampler(channels, name="sampler", **own)
 
     def build(self, input_shape):
         inner = (*input_shape[:-1], self.channels)
         for i, block in enumerate(self.resnets):
             block.build(inner if i else input_shape)
-        if self.sampler is not None:
-            self.sampler.build(inner)
+        for layer in (*self.attentions, *([] if self.sampler is None else [self.sampler])):
+            layer.build(inner)
 
     def call(self, x):
-        for block in self.resnets:
+        for i, block in enumerate(self.resnets):
             x = block(x)
+            x = self.attentions[i](x) if self.attentions else x
         return x if self.sampler is None else self.sampler(x)
 
 
@@ -171,6 +175,11 @@ class MidBlock(layers.Layer):
         own = {"dtype": self.dtype_policy}
         self.resnets = [ResNetBlock(channels, groups, name=f"resnets_{i}", **own) for i in range(2)]
         self.attention = Attention(groups, name="attention", **own) if attention else None
+
+    @property
+    def attentions(self):
+        """The attention as a list, as a `Level` has it."""
+        return [] if self.attention is None else [self.attention]
 
     def build(self, input_shape):
         for block in self.resnets:
@@ -194,16 +203,17 @@ class Encoder(layers.Layer):
         out_channels: output channels, twice the latents'.
         groups: groups of the norms.
         attention: whether the middle has attention.
+        levels: levels with attention after each residual block, by their number, from 0, the full resolution.
     """
 
-    def __init__(self, block_out_channels, layers_per_block, out_channels, groups, attention=True, **kwargs):
+    def __init__(self, block_out_channels, layers_per_block, out_channels, groups, attention=True, levels=(), **kwargs):
         super().__init__(**kwargs)
         own = {"dtype": self.dtype_policy}
         *_, last = self.widths = tuple(block_out_channels)
         self.conv_in = conv(self.widths[0], name="conv_in", **own)
         samplers = [*[Downsample] * (len(self.widths) - 1), None]
         self.down_blocks = [
-            Level(width, layers_per_block, groups, sampler, name=f"down_blocks_{i}", **own)
+            Level(width, layers_per_block, groups, sampler, i in levels, name=f"down_blocks_{i}", **own)
             for i, (width, sampler) in enumerate(zip(self.widths, samplers))
         ]
         self.mid_block = MidBlock(last, groups, attention, name="mid_block", **own)
@@ -234,17 +244,19 @@ class Decoder(layers.Layer):
         out_channels: channels of the images.
         groups: groups of the norms.
         attention: whether the middle has attention.
+        levels: levels with attention after each residual block, by their number, from 0, the full resolution.
     """
 
-    def __init__(self, block_out_channels, layers_per_block, out_channels, groups, attention=True, **kwargs):
+    def __init__(self, block_out_channels, layers_per_block, out_channels, groups, attention=True, levels=(), **kwargs):
         super().__init__(**kwargs)
         own = {"dtype": self.dtype_policy}
         first, *_ = self.widths = tuple(reversed(block_out_channels))
         self.conv_in = conv(first, name="conv_in", **own)
         self.mid_block = MidBlock(first, groups, attention, name="mid_block", **own)
         samplers = [*[Upsample] * (len(self.widths) - 1), None]
+        last = len(self.widths) - 1
         self.up_blocks = [
-            Level(width, layers_per_block + 1, groups, sampler, name=f"up_blocks_{i}", **own)
+            Level(width, layers_per_block + 1, groups, sampler, last - i in levels, name=f"up_blocks_{i}", **own)
             for i, (width, sampler) in enumerate(zip(self.widths, samplers))
         ]
         self.conv_norm_out = group_norm(groups, name="conv_norm_out", **own)

@@ -1,21 +1,16 @@
-"""Where an autoencoder's files lie, in a folder or on the Hugging Face Hub, and their tensors as NumPy arrays.
-
-Nothing stored in a file is executed: `.safetensors` holds numbers only, `.bin` is read with PyTorch's restricted
-unpickler.
-"""
+"""Where an autoencoder's files lie, in a folder or on the Hugging Face Hub."""
 
 import json
 import re
 from pathlib import Path
 
 import huggingface_hub
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from fcdm_keras.network.reference import read_torch_file
+from fcdm_keras.autoencoders.tensor_files import MARK, SUFFIXES, open_tensors
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model"
-_SUFFIXES = (".safetensors", ".bin")
+_PUBLISHED = (".safetensors", ".bin")
+_FEW = 3  # files of other names that are fetched to look into
 _FORMATS = f"{WEIGHTS}.safetensors or {WEIGHTS}.bin"
 
 
@@ -27,63 +22,97 @@ def locate(source, revision=None):
         revision: of the repository.
 
     Returns:
-        Path of `config.json` and a list of weight files.
+        Path of `config.json`, `None` where there is none, and a list of weight files.
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: a file that lists the parts of sharded weights is damaged.
+        ValueError: a file that lists the parts of sharded weights is damaged, or several files are possible.
     """
     path = Path(source).expanduser()
     if path.is_file():
-        if path.suffix not in _SUFFIXES:
-            raise ValueError(f"An autoencoder's weights are a {' or '.join(_SUFFIXES)} file. Received: {path}")
-        config, files = path.parent / CONFIG, [path]
-        if not config.is_file():
-            raise FileNotFoundError(f"{path} has no {CONFIG} beside it, which gives the network's sizes.")
-        return config, files
+        return _config_of(path.parent), [path]
     if path.is_dir():
         return _in_folder(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not str(source).startswith("."):
         return _in_folder(_download(str(source), revision))
     raise FileNotFoundError(
-        f"There is no autoencoder at {source}: expected a folder with {CONFIG} and {_FORMATS}, or a Hub id."
+        f"There is no autoencoder at {source}: expected a folder with {CONFIG} and {_FORMATS}, a weight file, or a Hub "
+        "id."
     )
 
 
 def read_tensors(files):
-    """All tensors of weight files by name, as NumPy arrays in the files' layout.
+    """All tensors of weight files by name, as float32 NumPy arrays in the files' layout.
 
     Raises:
-        ValueError: a file is damaged, holds other objects than tensors, or repeats a name.
+        ValueError: a file is damaged, holds other numbers than weights, or repeats a name.
     """
-    tensors = {}
-    for path in files:
-        part = _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
-        if repeated := sorted(tensors.keys() & part.keys()):
-            raise ValueError(f"{path} holds {repeated[0]}, which another file holds as well.")
-        tensors.update(part)
-    return tensors
+    return {name: read_tensor() for name, read_tensor in open_tensors(files).items()}
+
+
+def _config_of(folder):
+    return folder / CONFIG if (folder / CONFIG).is_file() else None
 
 
 def _in_folder(folder):
-    if not (folder / CONFIG).is_file() or not _weights(folder):
-        folder = folder / "vae" if (folder / "vae" / CONFIG).is_file() else folder
-    if not (folder / CONFIG).is_file():
+    for place in (folder, folder / "vae"):
+        if _config_of(place) and (files := _weights(place)):
+            return place / CONFIG, files
+    for place in (folder, folder / "vae"):
+        if file := _other_weights(place):
+            return _config_of(place), [file]
+    place = folder / "vae" if _config_of(folder / "vae") else folder
+    if not _config_of(place):
         raise FileNotFoundError(f"{folder} has no {CONFIG}, and no folder vae/ with one: it holds no autoencoder.")
-    files = _weights(folder)
-    if not files:
-        raise FileNotFoundError(f"{folder} has no weights: expected {_FORMATS}. Received: {_listed(folder)}")
-    return folder / CONFIG, files
+    raise FileNotFoundError(f"{place} has no weights: expected {_FORMATS}. Received: {_listed(place)}")
 
 
 def _weights(folder):
-    for suffix in _SUFFIXES:
+    """The files of an autoencoder under diffusers' names: in full precision or, where there is none, of a variant."""
+    for suffix in _PUBLISHED:
         if (folder / f"{WEIGHTS}{suffix}").is_file():
             return [folder / f"{WEIGHTS}{suffix}"]
         index = folder / f"{WEIGHTS}{suffix}.index.json"
         if index.is_file():
             return _parts(index)
+    for suffix in _PUBLISHED:
+        whole = [path for path in folder.glob(f"{WEIGHTS}.*{suffix}") if not re.search(r"-\d+-of-\d+", path.name)]
+        variants = {path.name.split(".")[1]: path for path in whole}
+        for index in folder.glob(f"{WEIGHTS}{suffix}.index.*.json"):
+            variants[index.name.split(".")[3]] = index
+        if not variants:
+            continue
+        if len(variants) > 1 and "fp16" not in variants:
+            raise ValueError(
+                f"{folder} holds the variants {', '.join(sorted(variants))}; give the file of one of them."
+            )
+        chosen = variants.get("fp16") or next(iter(variants.values()))
+        return _parts(chosen) if chosen.suffix == ".json" else [chosen]
     return []
+
+
+def _other_weights(folder):
+    """The one weight file of a folder that holds an autoencoder, under any name; `None` where there is none."""
+    files = _distinct(sorted(path for path in folder.glob("*.*") if path.suffix in SUFFIXES))
+    if len(files) < 2:
+        return files[0] if files else None
+    found, errors = [], []
+    for path in files:
+        try:
+            found += [path] if any(name.endswith(MARK) for name in open_tensors([path])) else []
+        except ValueError as error:
+            errors.append(error)
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds several autoencoders: give one of {', '.join(path.name for path in found)}.")
+    if not found and errors:
+        raise errors[0]
+    return found[0] if found else None
+
+
+def _distinct(files):
+    """Without the files that `.safetensors` of the same name stand beside."""
+    stems = {path.stem for path in files if path.suffix == ".safetensors"}
+    return [path for path in files if path.suffix == ".safetensors" or path.stem not in stems]
 
 
 def _parts(index):
@@ -103,36 +132,32 @@ def _listed(folder):
 
 
 def _download(name, revision):
-    """Folder of a Hub repository's autoencoder; `.bin` is only fetched where there are no `.safetensors`."""
-    folder = None
-    for suffix in _SUFFIXES:
-        wanted = [CONFIG, f"{WEIGHTS}{suffix}", f"{WEIGHTS}-*{suffix}", f"{WEIGHTS}{suffix}.index.json"]
-        patterns = [*wanted, *(f"vae/{pattern}" for pattern in wanted)]
-        try:
-            folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
-        except Exception as error:  # of the network, of the Hub, of the disk: all say what in their first line
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise FileNotFoundError(
-                f"There is no folder {name} here, and the Hugging Face Hub gave no repository {name}: {reason}"
-            ) from None
+    """Folder of a Hub repository's autoencoder, of which the first form that is there is fetched.
+
+    The forms: diffusers' in full precision, `.safetensors` before `.bin`; a variant; one weight file of another name.
+    """
+    wanted = [
+        *([f"{WEIGHTS}{suffix}", f"{WEIGHTS}-*{suffix}", f"{WEIGHTS}{suffix}.index.json"] for suffix in _PUBLISHED),
+        *([f"{WEIGHTS}*.*{suffix}", f"{WEIGHTS}{suffix}.index.*.json"] for suffix in _PUBLISHED),
+    ]
+    for files in wanted:
+        patterns = [CONFIG, *files]
+        folder = _snapshot(name, revision, [*patterns, *(f"vae/{pattern}" for pattern in patterns)])
         if _weights(folder) or _weights(folder / "vae"):
-            break
+            return folder
+    if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        names = map(Path, huggingface_hub.list_repo_files(name, revision=revision))
+        others = _distinct([path for path in names if len(path.parts) == 1 and path.suffix in SUFFIXES])
+        if 0 < len(others) <= _FEW:
+            return _snapshot(name, revision, [CONFIG, *map(str, others)])
     return folder
 
 
-def _read_safetensors(path):
+def _snapshot(name, revision, patterns):
     try:
-        return load_file(path)
-    except SafetensorError:
-        raise ValueError(f"{path} is truncated, damaged or no safetensors file; copy the file again.") from None
-    except KeyError as error:  # NumPy has no such type
-        raise ValueError(f"{path} holds numbers of type {error}; convert it to float32 or float16.") from None
-
-
-def _read_bin(path):
-    state = read_torch_file(path)
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(hasattr(value, "detach") for value in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors. Received: {type(state).__name__}.")
-    return {name: tensor.detach().float().numpy() for name, tensor in state.items()}
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # of the network, of the Hub, of the disk: all say what in their first line
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise FileNotFoundError(
+            f"There is no folder {name} here, and the Hugging Face Hub gave no repository {name}: {reason}"
+        ) from None

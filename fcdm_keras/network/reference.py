@@ -1,37 +1,54 @@
 """Reference FCDM checkpoints (`.pt`) to backbones and back.
 
 A reference checkpoint is a dict with the state dicts `model` and `ema`, the optimizer's state and the run's arguments.
-Files are read with PyTorch's restricted unpickler: nothing stored in them is executed.
+Networks are found in other files too, by the name of one tensor; nothing stored in a file is executed.
 """
 
-import argparse
-import os
 import re
 import warnings
-import zipfile
+from collections import deque
 
 import numpy as np
 
+from fcdm_keras.network.torch_files import Skipped, check_finite, contents, read_torch_file
 
-def load_torch_checkpoint(path, weights="ema", dtype=None):
+_ANCHOR = "x_embedder.weight"  # what comes before it is a prefix of all names
+_TABLE = ".embedding_table.weight"
+_WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_AVERAGE = re.compile(r"(^|_)(ema|swa|avg|averaged?|shadow)(?=[_\d]|$)", re.IGNORECASE)
+_MODEL = re.compile(r"(^|_)model(_|$)", re.IGNORECASE)
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def load_torch_checkpoint(path, weights="ema", dtype=None, num_classes=None):
     """Builds a backbone from a reference checkpoint, reading every size from the tensors' shapes.
 
+    Names may have a prefix (`module.`, `_orig_mod.`, `model.`), and the state dicts may lie deeper in the file or under
+    other names (`state_dict`, `model_ema`), as long as one of them is meant.
+
     Args:
-        path: a `.pt` file holding `model` and `ema` state dicts, or one bare state dict.
-        weights: `"ema"` (what the paper samples with) or `"model"`.
+        path: a file holding `model` and `ema` state dicts, one bare state dict, or a whole module: PyTorch's or
+            safetensors, see `read_torch_file`.
+        weights: `"ema"` (what the paper samples with) or `"model"`. Weights that are called neither count as both.
         dtype: dtype policy of the backbone.
+        num_classes: number of classes; needed where label tables have no row for "no class" (trained without label
+            dropout) and the file's arguments do not say so. The mean of the other rows is put there.
 
     Returns:
         An `FCDMBackbone` with the checkpoint's weights in float32.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds objects that may not be loaded, or is no FCDM checkpoint.
+        ValueError: the file is damaged, holds what could run code, numbers that are quantised or not finite, or is no
+            FCDM checkpoint.
     """
     if weights not in ("ema", "model"):
         raise ValueError(f'weights must be "ema" or "model". Received: {weights!r}')
-    state = _state_dict(read_torch_file(path), weights, path)
-    sizes = _sizes(state, path)
+    content = read_torch_file(path)
+    state = _state_dict(content, weights, path)
+    sizes, rows = _sizes(state, path)
+    null_is_missing = _null_is_missing(content, rows, num_classes, path)
+    sizes["num_classes"] = rows if null_is_missing else rows - 1
 
     from fcdm_keras.network.fcdm import FCDMBackbone  # slow to import: a bad file is refused without it
 
@@ -39,15 +56,13 @@ def load_torch_checkpoint(path, weights="ema", dtype=None):
         backbone = FCDMBackbone(**sizes, dtype=dtype)
     except ValueError as error:
         raise ValueError(f"{path} is no FCDM checkpoint: {error}") from None
-    expected = _parameters(backbone)
-    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or unknown:
-        raise ValueError(f"{path} does not fit FCDM: missing tensors {missing[:5]}, unknown tensors {unknown[:5]}.")
-    for name, (variable, from_torch, to_torch) in expected.items():
-        found, shape = tuple(state[name].shape), to_torch(np.empty(variable.shape, bool)).shape
-        if found != shape:
-            raise ValueError(f"{path}: {name} has shape {found}, and the other tensors ask for {shape}.")
-        variable.assign(from_torch(state[name].detach().float().numpy()))
+    _assign(backbone, state, rows if null_is_missing else None, path)
+    if null_is_missing:
+        warnings.warn(
+            f"{path} was trained without label dropout, so that guidance means nothing for this model: the mean of all "
+            'classes stands for "no class".',
+            stacklevel=2,
+        )
     return backbone
 
 
@@ -68,48 +83,144 @@ def save_torch_state_dict(backbone, path):
     torch.save({"model": state, "ema": state}, path)
 
 
-def read_torch_file(path):
-    """What a PyTorch file holds, on the CPU, without executing anything in it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds objects that may not be loaded.
-    """
-    import torch
-
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no checkpoint file at {path}.")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
-            # Mapped into memory, so that the optimizer's state is never read.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except PermissionError:
-        raise
-    except Exception as error:  # whatever a damaged file makes the unpickler stumble over
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
-            f"{path} holds {refused[1]}, which is refused because loading it could run code; nothing was executed."
-            if refused
-            else f"{path} is truncated, damaged or not a PyTorch checkpoint; copy the file again."
-        ) from None
+def _assign(backbone, state, rows_without_null, path):
+    """Gives `backbone` the tensors of `state`; label tables of `rows_without_null` rows get the mean row as a last."""
+    expected = _parameters(backbone)
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or unknown:
+        raise ValueError(f"{path} does not fit FCDM: missing tensors {missing[:5]}, unknown tensors {unknown[:5]}.")
+    for name, (variable, from_torch, to_torch) in expected.items():
+        value = _array(f"{path}: {name}", state[name])
+        if name.endswith(_TABLE) and value.shape[:1] == (rows_without_null,):
+            value = np.concatenate([value, value.mean(axis=0, keepdims=True)])
+        shape = to_torch(np.empty(variable.shape, bool)).shape
+        if value.shape != shape:
+            raise ValueError(f"{path}: {name} has shape {value.shape}, and the other tensors ask for {shape}.")
+        variable.assign(from_torch(value))
 
 
-def _state_dict(checkpoint, weights, path):
-    state = checkpoint
-    if isinstance(checkpoint, dict) and "x_embedder.weight" not in checkpoint:
-        if weights not in checkpoint:
-            raise ValueError(
-                f"{path} has no {weights!r} weights. Received: a file with {sorted(map(str, checkpoint))[:8]}."
-            )
-        state = checkpoint[weights]
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and hasattr(value, "detach") for name, value in state.items()
-    ):
-        raise ValueError(f"{path} holds no state dict of tensors. Received: {type(state).__name__}.")
+def _state_dict(content, weights, path):
+    """The tensors of the network that `weights` means, by their reference names."""
+    dicts = dict(_state_dicts(content))
+    networks = {
+        (place, name.removesuffix(_ANCHOR)): inside
+        for place, inside in dicts.items()
+        for name in inside
+        if f".{name}".endswith(f".{_ANCHOR}")
+    }
+    if not networks:
+        raise ValueError(f"{path} {_no_network(content, dicts, weights)}.")
+    chosen = _choose(networks, weights)
+    shown = ", ".join(sorted("/".join((*place, prefix)).strip("/.") or "bare" for place, prefix in chosen or networks))
+    if not chosen:
+        other = "model" if weights == "ema" else "ema"
+        raise ValueError(f'{path} has no {weights!r} weights, but {shown}; give weights="{other}" (--weights {other}).')
+    if len(chosen) > 1:
+        raise ValueError(f"{path} holds several networks as {weights!r} weights ({shown}); store one of them alone.")
+    (_, prefix), inside = chosen.popitem()
+    state = {name.removeprefix(prefix): tensor for name, tensor in inside.items() if name.startswith(prefix)}
+    for name, tensor in state.items():
+        if isinstance(tensor, Skipped) or str(tensor.layout) != "torch.strided" or tensor.device.type != "cpu":
+            kind = type(tensor).kind if isinstance(tensor, Skipped) else f"{tensor.device.type}, {tensor.layout}"
+            raise ValueError(f"{path}: {name} is no full, dense tensor; store such ones. Received: {kind}.")
     return state
 
 
+def _state_dicts(content):
+    """The dicts of tensors in a file's content, outermost first: (the names that lead to it, its tensors by name)."""
+    for place, inside in _walk(content):
+        if tensors := {_WRAPPERS.sub("", n): v for n, v in inside.items() if isinstance(n, str) and _is_tensor(v)}:
+            yield place, tensors
+
+
+def _walk(content):
+    """Whatever has named parts in a file's content, outermost first: (the names that lead to it, its parts)."""
+    waiting, seen = deque([((), content)]), set()
+    while waiting:
+        place, value = waiting.popleft()
+        if isinstance(value, Skipped) and not value:  # objects may hold each other
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+        inside = contents(value)
+        yield place, inside
+        if len(place) < 8:
+            waiting.extend(((*place, str(name)), item) for name, item in inside.items() if contents(item))
+
+
+def _is_tensor(value):
+    return hasattr(value, "detach") or (isinstance(value, Skipped) and "ensor" in type(value).kind)
+
+
+def _choose(networks, weights):
+    """Those of `networks`, by (the names that lead to the dict, prefix), that `weights` may mean."""
+
+    def those(test):
+        return {key: inside for key, inside in networks.items() if test(key[0], key[1].split("."))}
+
+    def averaged(names):
+        return any(map(_AVERAGE.search, names))
+
+    def called_model(names):
+        return any(map(_MODEL.search, names))
+
+    if weights == "ema":
+        groups = (
+            those(lambda place, prefix: averaged(prefix)),
+            those(lambda place, prefix: averaged(place)),
+            those(lambda place, prefix: not called_model(place)),
+        )
+    else:
+        networks = those(lambda place, prefix: not averaged((*place, *prefix)))
+        groups = (those(lambda place, prefix: called_model(place)), networks)
+    return next((group for group in groups if group), {})
+
+
+def _no_network(content, dicts, weights):
+    """What a file holds instead of a network, as the end of a sentence."""
+    if not dicts:
+        names = sorted(map(str, contents(content)))[:8]
+        return (
+            f"holds no state dict of tensors. Received: {f'a file with {names}' if names else type(content).__name__}"
+        )
+    place = next((place for place in dicts if weights in place), next(iter(dicts)))
+    names = list(dicts[place])
+    hint = ", which are names of DiT" if any("x_embedder.proj." in name for name in names) else ""
+    return f"has no {weights!r} weights of FCDM: no tensor {_ANCHOR}, but {', '.join(names[:4])}{hint}"
+
+
+def _null_is_missing(content, rows, num_classes, path):
+    """Whether label tables of `rows` rows have none for "no class", by what the user or the file's arguments say."""
+    if num_classes is not None:
+        if num_classes not in (rows, rows - 1):
+            raise ValueError(
+                f'{path} has label tables of {rows} rows: num_classes is {rows - 1}, or {rows} without a row for "no '
+                f'class". Received: {num_classes}'
+            )
+        return num_classes == rows
+    told = _settings(content, "num_classes") & {rows, rows - 1}
+    return told == {rows} if told else _settings(content, "class_dropout_prob") == {0}
+
+
+def _settings(content, name):
+    """The numbers that a file's content has under a name, wherever it lies."""
+    found = (inside.get(name) for _, inside in _walk(content))
+    return {value for value in found if isinstance(value, (int, float))}
+
+
+def _array(name, tensor):
+    """A tensor as float32. Raises ValueError for numbers that are no weights."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind not in _FLOATS:
+        raise ValueError(f"{name} holds {kind}, as quantised copies do; bring weights in {' or '.join(_FLOATS)}.")
+    array = tensor.detach().float().numpy()
+    check_finite(name, array)
+    return array
+
+
 def _sizes(state, path):
+    """Arguments of the backbone but for `num_classes`, and the rows of its label tables."""
+
     def shape(name, rank):
         if name not in state:
             raise ValueError(f"{path} is no FCDM checkpoint: it has no tensor {name}.")
@@ -123,15 +234,15 @@ def _sizes(state, path):
     block = next((f"{level}.0" for level in levels if blocks[level]), "latent.0")
     hidden, in_channels = shape("x_embedder.weight", 4)[:2]
     wide, narrow = shape(f"{block}.pwconv1.weight", 4)[:2]
-    return {
+    sizes = {
         "hidden_channels": hidden,
         "depths": [len(blocks[level]) for level in levels],
-        "num_classes": shape("y_embedder_1.embedding_table.weight", 2)[0] - 1,
         "in_channels": in_channels,
         "out_channels": shape("final_layer.conv.weight", 4)[0],
         "expansion_ratio": wide / narrow if wide % narrow else wide // narrow,
         "kernel_size": shape(f"{block}.dwconv.weight", 4)[-1],
     }
+    return sizes, shape(f"y_embedder_1{_TABLE}", 2)[0]
 
 
 # How a tensor is laid out in PyTorch and in Keras: (from torch, to torch).

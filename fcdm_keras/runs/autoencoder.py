@@ -38,6 +38,7 @@ def build_trainer(config):
         config.latent_channels,
         norm_num_groups=config.norm_num_groups,
         scaling_factor=1.0,  # measured after training
+        force_upcast=config.precision != "mixed_float16",  # what is trained in float16 fits into it
         dtype=config.precision,
     )
     trainer = AutoencoderTrainer(

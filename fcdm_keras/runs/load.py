@@ -14,8 +14,8 @@ from fcdm_keras.training.checkpoint import CheckpointManager
 
 
 def load_backbone(source):
-    """The backbone of a preset, a run folder, or a reference checkpoint (`.pt`). Raises ValueError or OSError."""
-    if str(source).endswith(".pt"):
+    """The backbone of a preset, a run folder, or a file with a reference checkpoint. Raises ValueError or OSError."""
+    if str(source).endswith(".pt") or Path(source).is_file():
         return load_torch_checkpoint(source)
     return find_model(source, DiffusionBackbone.from_preset, lambda folder: load_task(folder).backbone)
 
