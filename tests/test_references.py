@@ -255,6 +255,15 @@ def test_what_memory_cannot_hold_is_refused_with_the_numbers(score, tmp_path):
         checks.check_memory({"recall": 786_432, "kid": 786_432}, ["recall", "kid"], [1_000_000, 1_000_000])
 
 
+def test_a_set_that_gives_fewer_images_than_it_has_is_no_score():
+    class Shrinking(ArrayImages):
+        def batches(self, size):
+            return super().batches(size, 29)
+
+    with pytest.raises(ValueError, match="the images must give 30 images. Received: 29"):
+        suite.collect(suite.ImageSet("a", Shrinking(images())), Pixels(), ["kid"])
+
+
 def test_names_of_metrics_as_people_write_them(score, tmp_path):
     samples, reference = (file_of(tmp_path / f"{i}.npz", arr_0=images(seed=i)) for i in range(2))
     scores = score(samples, "--reference", reference, "--metrics", " KID, Fid,fid,")

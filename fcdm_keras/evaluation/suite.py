@@ -55,6 +55,8 @@ def _features(images, extractor, batch_size, role):
             yield first, batch, extractor.extract(batch, first)
             first += len(batch)
             bar.update(len(batch))
+    if first != images.count:
+        raise ValueError(f"{images.name} must give {images.count} images. Received: {first}; did it change meanwhile?")
 
 
 def scores(samples, reference, chosen):
