@@ -128,6 +128,7 @@ def test_half_precision_files_are_read(tensors, vae, tmp_path):
         np.testing.assert_allclose(to_numpy(ours), to_numpy(theirs), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.no_backend
 def test_a_repository_of_the_hub(vae, monkeypatch, tmp_path):
     """From the Hub's local cache, in its own layout."""
     cached = tmp_path / "models--stabilityai--sd-vae-ft-ema"
@@ -152,6 +153,7 @@ def key_list(name):
     return {name: tuple(map(int, shape.split("x"))) for name, shape, _ in rows}
 
 
+@pytest.mark.no_backend
 def test_every_tensor_of_the_full_size_is_accounted_for():
     autoencoder = KLAutoencoder()
     ours = {name: file_shape(variable.shape, layout) for name, (variable, layout) in parameters(autoencoder).items()}
@@ -160,6 +162,7 @@ def test_every_tensor_of_the_full_size_is_accounted_for():
     assert len(autoencoder.weights) == len(ours)
 
 
+@pytest.mark.no_backend
 def test_what_is_written_is_what_diffusers_writes(vae, tensors, tmp_path):
     vae.save_diffusers(tmp_path)
     written = load_file(tmp_path / f"{NAME}.safetensors")
@@ -201,6 +204,7 @@ def without(name):
     return lambda tensors: {key: value for key, value in tensors.items() if key != name}
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -219,6 +223,7 @@ def test_tensors_that_do_not_fit_are_named(tensors, change, message, tmp_path):
         KLAutoencoder.from_diffusers(write(tmp_path, change(tensors)))
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -249,6 +254,7 @@ def test_configurations_that_do_not_fit_are_refused(change, message, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.no_backend
 def test_values_of_the_configuration_are_used(tmp_path):
     shutil.copy(VAE / f"{NAME}.safetensors", tmp_path)
     config = {**json.loads((VAE / "config.json").read_text()), "scaling_factor": 0.41407, "shift_factor": 0.1}
@@ -293,6 +299,7 @@ class Malicious:
         return (print, ("executed",))
 
 
+@pytest.mark.no_backend
 def test_a_file_is_never_executed(tmp_path, capsys):
     import torch
 
@@ -303,6 +310,7 @@ def test_a_file_is_never_executed(tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 @pytest.mark.parametrize("length", [0, 7, 3000])
 def test_damaged_files_are_named_in_one_sentence(tensors, suffix, length, tmp_path):
@@ -313,6 +321,7 @@ def test_damaged_files_are_named_in_one_sentence(tensors, suffix, length, tmp_pa
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.no_backend
 def test_what_is_not_there_is_said(tmp_path, tensors):
     with pytest.raises(FileNotFoundError, match=f"^There is no autoencoder at {tmp_path}/nowhere: expected"):
         KLAutoencoder.from_diffusers(tmp_path / "nowhere")

@@ -71,6 +71,7 @@ def test_the_file_is_read_by_numpy_and_holds_the_images_in_order(whole, tmp_path
         np.testing.assert_array_equal(arrays["arr_1"], labels)
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("batches", [0, 1, 3, 5])
 def test_a_stopped_run_goes_on_to_the_same_files(one_task, preset, whole, tmp_path, monkeypatch, batches):
     """Stopped before any batch, in the middle, and with files cut short."""
@@ -107,6 +108,7 @@ sample.main(sys.argv[1:])
 """
 
 
+@pytest.mark.no_backend
 def test_a_killed_process_goes_on_to_the_same_file(preset, tmp_path):
     flags = ("--num-samples", "40", "--num-sampling-steps", "2", "--batch-size", "1", "--npz", "--no-png")
     command = [sys.executable, "-c", SLOWED, str(preset), *flags, "--output", str(tmp_path / "killed")]
@@ -138,6 +140,7 @@ def test_other_settings_are_refused_and_another_batch_size_is_not(one_task, pres
     assert contents(tmp_path) == whole
 
 
+@pytest.mark.no_backend
 def test_more_images_are_added_to_those_that_are_there(one_task, preset, whole, tmp_path, capsys):
     """And a command for fewer leaves them all, and completes them."""
     one_by_one = ("--batch-size", "1")  # one size of batches, whatever the number
@@ -156,6 +159,7 @@ def test_more_images_are_added_to_those_that_are_there(one_task, preset, whole, 
     assert contents(tmp_path / "a") == expected
 
 
+@pytest.mark.no_backend
 def test_an_archive_that_is_there_grows_with_the_pictures(one_task, preset, tmp_path, monkeypatch):
     """Also by a command without --npz, and stopped on the way: the archive is never of fewer images than the folder."""
     flags = [str(preset), "--output", str(tmp_path), *FLAGS]
@@ -308,6 +312,7 @@ def test_classes_are_drawn_by_name_and_an_eta_without_effect_is_told(task, prese
         draw(preset, tmp_path / "x", "--classes", "dogs")
 
 
+@pytest.mark.no_backend
 def test_another_model_is_refused(preset, tmp_path):
     draw(preset, tmp_path / "samples", "--num-samples", "1")
     other = ClassToImage.from_preset(str(preset))
@@ -317,12 +322,14 @@ def test_another_model_is_refused(preset, tmp_path):
         draw(tmp_path / "other", tmp_path / "samples", "--num-samples", "1")
 
 
+@pytest.mark.no_backend
 def test_flags_that_write_nothing_are_refused(capsys):
     with pytest.raises(SystemExit):
         sample.main(["preset", "--output", "x", "--no-png"])
     assert "--no-png needs --npz" in capsys.readouterr().err
 
 
+@pytest.mark.no_backend
 def test_settings_are_stored_beside_the_images(one_task, preset, tmp_path):
     draw(preset, tmp_path, "--eta", "0.5", "--sampler", "ddim")
     settings = json.loads((tmp_path / "settings.json").read_text())

@@ -61,6 +61,7 @@ def test_scores_are_those_of_adms_evaluator(score, batches, golden, capsys, refe
     assert str(scores["fid"]) in capsys.readouterr().out
 
 
+@pytest.mark.no_backend
 def test_a_reference_of_ours_is_laid_out_as_adms(score, batches, tmp_path, golden):
     path, acts = tmp_path / "reference.npz", golden("adm/graph/ref_acts")
     evaluate.main([str(batches["ref_batch"]), "--write-reference", str(path), "--reference-images", "12"])
@@ -74,6 +75,7 @@ def test_a_reference_of_ours_is_laid_out_as_adms(score, batches, tmp_path, golde
         score(batches["sample_batch"], "--reference", path, "--features", "pixels")
 
 
+@pytest.mark.no_backend
 def test_a_reference_of_ours_scores_as_its_images(score, tmp_path):
     samples, images = image_file(tmp_path / "a.npz"), image_file(tmp_path / "b.npz", seed=1)
     evaluate.main([str(images), "--write-reference", str(tmp_path / "reference.npz"), *PIXELS])
@@ -83,6 +85,7 @@ def test_a_reference_of_ours_scores_as_its_images(score, tmp_path):
     assert ours["reference_statistics"] == ["fid"]
 
 
+@pytest.mark.no_backend
 def test_a_judge_scores_as_the_command(score, tmp_path):
     samples, reference = image_file(tmp_path / "a.npz"), image_file(tmp_path / "b.npz", seed=1)
     judged = suite.Judge(reference, Pixels(7))(np.load(samples)["arr_0"])
@@ -99,6 +102,7 @@ def image_file(path, count=30, seed=0, **arrays):
 PIXELS = ("--features", "pixels")
 
 
+@pytest.mark.no_backend
 def test_a_folder_scores_as_the_file_of_its_images(score, tmp_path):
     samples, reference = image_file(tmp_path / "a.npz"), image_file(tmp_path / "b.npz", seed=1)
     (tmp_path / "images" / "class").mkdir(parents=True)
@@ -112,6 +116,7 @@ def test_a_folder_scores_as_the_file_of_its_images(score, tmp_path):
         assert of_file[metric] == pytest.approx(of_folder[metric], rel=1e-6)
 
 
+@pytest.mark.no_backend
 def test_scores_do_not_depend_on_the_batch_size_and_compressed_files_are_read(tmp_path):
     samples = image_file(tmp_path / "a.npz")
     np.savez_compressed(tmp_path / "small.npz", arr_0=np.load(samples)["arr_0"])
@@ -186,6 +191,7 @@ def broken(tmp_path, name):
     return path
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -215,6 +221,7 @@ def test_bad_samples_end_in_one_sentence(score, tmp_path, name, message):
         score(path, "--reference", image_file(tmp_path / "reference.npz"), *PIXELS)
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
@@ -230,6 +237,7 @@ def test_bad_references_end_in_one_sentence(score, tmp_path, name, flags, messag
         score(image_file(tmp_path / "a.npz"), "--reference", broken(tmp_path, name), *PIXELS, *flags)
 
 
+@pytest.mark.no_backend
 def test_metrics_that_need_no_images_do_without(score, tmp_path):
     scores = score(
         image_file(tmp_path / "a.npz"), "--reference", broken(tmp_path, "statistics"), *PIXELS, "--metrics", "fid"
@@ -237,6 +245,7 @@ def test_metrics_that_need_no_images_do_without(score, tmp_path):
     assert scores["fid"] > 0 and scores["num_reference_images"] is None and "kid" not in scores
 
 
+@pytest.mark.no_backend
 def test_another_resolution_is_warned_of(score, tmp_path, capsys):
     model = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
     model.save(tmp_path / "mean.keras")
@@ -246,6 +255,7 @@ def test_another_resolution_is_warned_of(score, tmp_path, capsys):
     assert "warning: The samples are 4×4 pixels and the reference images 8×8" in capsys.readouterr().err
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -262,6 +272,7 @@ def test_flags_that_make_no_evaluation(flags, message, capsys):
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.no_backend
 def test_a_missing_or_truncated_graph_is_named(tmp_path, inception_graph, monkeypatch):
     monkeypatch.setattr(features, "Inception", Inception)
     samples = str(image_file(tmp_path / "a.npz"))

@@ -261,11 +261,13 @@ def test_a_run_writes_scores_and_a_captioned_grid_and_goes_on(run):
     assert (run / "preset" / "task.json").exists() and (run / "embeddings.npz").exists()
 
 
+@pytest.mark.no_backend
 def test_the_report_counts_a_text_model(run):
     parameters, _ = model_size(read_run(run))
     assert round(parameters * 1e6) == TextToImage.from_preset(run).backbone.count_params()
 
 
+@pytest.mark.no_backend
 def test_commands_of_class_models_say_that_a_run_is_none(run, tmp_path):
     with pytest.raises(ValueError, match="holds a TextToImage, and a ClassToImage is needed"):
         load.load_task(run)
@@ -275,6 +277,7 @@ def test_commands_of_class_models_say_that_a_run_is_none(run, tmp_path):
         load.load_task(tmp_path)
 
 
+@pytest.mark.no_backend
 def test_a_run_keeps_to_its_text_encoder(run, tiny_clip):
     with pytest.raises(SystemExit, match="^error: .* was trained with another text encoder"):
         train_coco.main([*flags(run.parent, tiny_clip), "--text-seed=1"])
@@ -298,6 +301,7 @@ def test_prompts_are_drawn_from_a_run_and_gone_on_with(run, tmp_path, capsys):
         sample.main([str(run), f"--output={tmp_path / 'x'}"])
 
 
+@pytest.mark.no_backend
 def test_flags_of_prompts_are_checked_at_once(tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("")
     for arguments, message in (
@@ -342,6 +346,7 @@ def test_a_run_that_starts_from_another_keeps_the_conditioning_of_the_same_encod
         np.testing.assert_array_equal(to_numpy(a), to_numpy(b), err_msg=b.path)
 
 
+@pytest.mark.no_backend
 def test_recipes_and_their_flags():
     config = recipes.RECIPES["coco256-xl"]
     assert (config.model, config.steps, config.global_batch_size, config.image_size) == ("XL", 100_000, 256, 256)

@@ -141,6 +141,7 @@ def test_images_encoded_on_the_fly_are_those_of_the_store(store, tmp_path):
     assert "images of photos in memory" in images.description and vae.scale == 0.18215
 
 
+@pytest.mark.no_backend
 def test_the_wrong_autoencoder_for_a_store_is_refused(store, tmp_path):
     other = KLAutoencoder((8, 8, 8, 8), 1, norm_num_groups=4)
     other.save_diffusers(tmp_path / "other")
@@ -183,6 +184,7 @@ def test_the_number_of_classes_is_read_from_the_store(store, monkeypatch):
     assert config.num_classes == 3 and RECIPES["imagenet256-s"].num_classes == 1000
 
 
+@pytest.mark.no_backend
 def test_no_cache_needs_an_autoencoder_that_fits(store, tmp_path):
     for changes, message in (
         ({"vae": ""}, "needs an autoencoder: give one with --vae"),

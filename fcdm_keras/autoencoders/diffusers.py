@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from fcdm_keras.autoencoders import latent_diffusion
 from fcdm_keras.autoencoders.tensor_files import MARK, open_tensors
 from fcdm_keras.autoencoders.weight_files import CONFIG, WEIGHTS, locate
-from fcdm_keras.files import write_atomically
+from fcdm_keras.files import read_text, write_atomically
 
 # How a tensor lies in the file and in Keras: "conv" (out, in, k, k) ↔ (k, k, in, out), "pointwise" (out, in, 1, 1) and
 # "matrix" (out, in) ↔ (in, out); both of the last two are read for either.
@@ -196,7 +196,7 @@ def file_shape(shape, layout):
 
 def _read_config(path):
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(read_text(path))
         kind = config.get("_class_name", "AutoencoderKL")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged or no configuration of an autoencoder ({error}).") from None

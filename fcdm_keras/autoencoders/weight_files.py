@@ -7,6 +7,7 @@ from pathlib import Path
 import huggingface_hub
 
 from fcdm_keras.autoencoders.tensor_files import MARK, SUFFIXES, open_tensors
+from fcdm_keras.files import read_text
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model"
 _PUBLISHED = (".safetensors", ".bin")
@@ -117,7 +118,7 @@ def _distinct(files):
 
 def _parts(index):
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
         paths = [index.parent / Path(name).name for name in names]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is damaged: {error!r}.") from None
