@@ -290,7 +290,8 @@ def test_a_missing_row_for_no_class_is_told_by_the_files_arguments(args, path, s
     torch.save({"ema": without_null(states["ema"]), "args": args}, path)
     with pytest.warns(UserWarning, match="trained without label dropout, so that guidance means nothing") as warned:
         backbone = load_torch_checkpoint(path)
-    assert len(warned) == 1 and backbone.conditioning.num_classes == 10
+    assert sum("label dropout" in str(warning.message) for warning in warned) == 1
+    assert backbone.conditioning.num_classes == 10
     for table, name in zip(backbone.conditioning.tables, TABLES, strict=True):
         rows = states["ema"][name][:-1].numpy()
         np.testing.assert_array_equal(ops.convert_to_numpy(table)[:-1], rows)

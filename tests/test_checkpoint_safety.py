@@ -78,7 +78,7 @@ EXTRAS = {
     "namespaces": [argparse.Namespace(a=pathlib.Path("b")), types.SimpleNamespace(c=np.float32(1))],
     "classes of the user's": [Color.RED, Attributes(a=1), History([1, Slots()]), Settings(), Loop(), Loop],
     "functions": [functools.partial(sorted, reverse=True), os.path.join, torch.nn.functional.silu, len],
-    "optimizer": torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=np.float64(0.1)),
+    "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": np.float64(0.1)}]},
     "tensors": [
         torch.zeros(2).to_sparse(),
         torch.zeros(2, dtype=torch.float8_e5m2),

@@ -96,6 +96,15 @@ def test_other_forms_of_a_checkpoint_load(form, tmp_path, model_state):
     assert_equal_weights(load_torch_checkpoint(tmp_path / "state.pt"), load_torch_checkpoint(GOLDEN, weights="model"))
 
 
+def test_weights_outlive_their_file(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(GOLDEN.read_bytes())
+    backbone = load_torch_checkpoint(path)
+    with open(path, "r+b") as file:  # in place, as whatever is mapped into memory would see it
+        file.write(bytes(path.stat().st_size))
+    assert_equal_weights(backbone, load_torch_checkpoint(GOLDEN))
+
+
 class Malicious:
     def __init__(self, evidence):
         self.evidence = evidence

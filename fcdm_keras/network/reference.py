@@ -209,11 +209,11 @@ def _settings(content, name):
 
 
 def _array(name, tensor):
-    """A tensor as float32. Raises ValueError for numbers that are no weights."""
+    """A tensor as float32, in memory of its own: the file may change later. Raises ValueError for other numbers."""
     kind = str(tensor.dtype).removeprefix("torch.")
     if kind not in _FLOATS:
         raise ValueError(f"{name} holds {kind}, as quantised copies do; bring weights in {' or '.join(_FLOATS)}.")
-    array = tensor.detach().float().numpy()
+    array = np.array(tensor.detach().float())
     check_finite(name, array)
     return array
 
