@@ -53,6 +53,7 @@ def message_of(path, error=ValueError, **options):
     return message
 
 
+@pytest.mark.no_backend
 def test_sizes_are_read_from_the_tensors(tmp_path):
     backbone = load_torch_checkpoint(GOLDEN)
     assert (backbone.hidden_channels, backbone.depths) == (8, (1, 2, 2, 2, 1))
@@ -80,6 +81,7 @@ def test_round_trip_is_bit_exact(tmp_path, model_state):
     assert_equal_weights(load_torch_checkpoint(tmp_path / "ours.pt"), load_torch_checkpoint(GOLDEN, weights="model"))
 
 
+@pytest.mark.no_backend
 def test_model_and_ema_are_told_apart():
     ema, model = (load_torch_checkpoint(GOLDEN, weights=weights) for weights in ("ema", "model"))
     reference = read(GOLDEN)
@@ -89,6 +91,7 @@ def test_model_and_ema_are_told_apart():
     assert np.abs(biases[0] - biases[1]).max() > 1e-3
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("form", ["bare", "parameters", "legacy file"])
 def test_other_forms_of_a_checkpoint_load(form, tmp_path, model_state):
     state = {name: torch.nn.Parameter(w) for name, w in model_state.items()} if form == "parameters" else model_state
@@ -96,6 +99,7 @@ def test_other_forms_of_a_checkpoint_load(form, tmp_path, model_state):
     assert_equal_weights(load_torch_checkpoint(tmp_path / "state.pt"), load_torch_checkpoint(GOLDEN, weights="model"))
 
 
+@pytest.mark.no_backend
 def test_weights_outlive_their_file(tmp_path):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(GOLDEN.read_bytes())
@@ -113,6 +117,7 @@ class Malicious:
         return os.system, (f"touch {self.evidence}",)
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_file_is_not_executed(zipped, tmp_path, model_state):
     evidence = tmp_path / "evidence"
@@ -124,6 +129,7 @@ def test_code_in_a_file_is_not_executed(zipped, tmp_path, model_state):
     assert evidence.exists()  # the file does bite where it is let
 
 
+@pytest.mark.no_backend
 def test_damaged_files_are_refused(tmp_path, model_state):
     whole = GOLDEN.read_bytes()
     torch.save(model_state, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
@@ -137,12 +143,14 @@ def test_damaged_files_are_refused(tmp_path, model_state):
         assert "truncated, damaged or not a PyTorch checkpoint" in message_of(path)
 
 
+@pytest.mark.no_backend
 def test_other_archives_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "archive.pt", "w") as archive:
         archive.writestr("readme.txt", "no tensors")
     assert "not a PyTorch checkpoint" in message_of(tmp_path / "archive.pt")
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -160,6 +168,7 @@ def test_other_torch_files_are_refused(content, message, tmp_path):
     assert message in message_of(tmp_path / "other.pt")
 
 
+@pytest.mark.no_backend
 def test_a_missing_or_unknown_tensor_is_named(tmp_path, model_state):
     for name in ("output_layer.weight", "decoder_level_1.0.grn.beta"):
         torch.save({k: w for k, w in model_state.items() if k != name}, tmp_path / "x.pt")
@@ -168,6 +177,7 @@ def test_a_missing_or_unknown_tensor_is_named(tmp_path, model_state):
     assert "unknown tensors ['pos_embed']" in message_of(tmp_path / "x.pt")
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     "name, shape",
     [
@@ -192,6 +202,7 @@ def test_a_tensor_of_wrong_shape_is_refused(name, shape, tmp_path, model_state):
     assert str(shape) in message and name in message or "hidden_channels" in message
 
 
+@pytest.mark.no_backend
 def test_wrong_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match='weights must be "ema" or "model". Received: \'best\''):
         load_torch_checkpoint(GOLDEN, weights="best")
@@ -220,6 +231,7 @@ def test_command_writes_a_preset(tmp_path, model_state):
     np.testing.assert_array_equal(output(hubs), output(expected))
 
 
+@pytest.mark.no_backend
 def test_command_fails_in_one_line(tmp_path):
     (tmp_path / "bad.pt").write_bytes(GOLDEN.read_bytes()[:100_000])
     done = run(tmp_path / "bad.pt", tmp_path / "out")

@@ -56,10 +56,10 @@ class PNGFolder:
 
     Args:
         folder: a `Path`.
-        shape: `(N, H, W, 1 or 3)` of all images.
+        shape: `(N, H, W, 1 or 3)` of all images, to `examine` those that are there.
     """
 
-    def __init__(self, folder, shape):
+    def __init__(self, folder, shape=None):
         self.folder = folder
         self.shape = shape
 
