@@ -66,11 +66,12 @@ class TextToImage(ImageTask):
             ValueError: the task has none, or its weights are others than those that the model was trained with.
             OSError: its weights are not there.
         """
-        if self._encoder is None:
-            if self._text_settings is None:
-                raise ValueError("This model has no text encoder: give text_encoder=OpenCLIPTextEncoder(…).")
-            self._use(OpenCLIPTextEncoder(**self._text_settings))
-        return self._encoder
+        with self._one_at_a_time:
+            if self._encoder is None:
+                if self._text_settings is None:
+                    raise ValueError("This model has no text encoder: give text_encoder=OpenCLIPTextEncoder(…).")
+                self._use(OpenCLIPTextEncoder(**self._text_settings))
+            return self._encoder
 
     def relocate_text_encoder(self, model=None, pretrained=None):
         """Says where the files of the text encoder lie now, before it is started; `None` is where they were."""

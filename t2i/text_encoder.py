@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -19,7 +20,8 @@ _ERRORS = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError, "OS
 class OpenCLIPTextEncoder:
     """The text tower of an open_clip model, run by PyTorch in a process of its own under every Keras backend.
 
-    Prompts beyond the tower's number of tokens (77 for CLIP) are cut, with a warning that names them.
+    Prompts beyond the tower's number of tokens (77 for CLIP) are cut, with a warning that names them. Several threads
+    may encode at once; the process answers one after the other.
 
     Args:
         model: name from `open_clip.list_models()`, or the path of a model configuration (`.json`). Weights files of
@@ -52,6 +54,7 @@ class OpenCLIPTextEncoder:
         self.model, self.pretrained, self.seed = absolute(model), absolute(pretrained), int(seed)
         self.batch_size = batch_size
         self.truncated = []
+        self._lock = threading.Lock()
         self._start({"model": self.model, "pretrained": self.pretrained, "seed": self.seed, "device": device})
         if pretrained is None:
             print(
@@ -71,6 +74,10 @@ class OpenCLIPTextEncoder:
 
     def _ask(self, message):
         """Sends one line; returns the answer's facts, and its array if there is one."""
+        with self._lock:
+            return self._answer(message)
+
+    def _answer(self, message):
         try:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()

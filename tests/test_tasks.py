@@ -1,3 +1,5 @@
+import concurrent.futures
+
 import keras
 import numpy as np
 import pytest
@@ -45,6 +47,16 @@ def test_without_a_seed_every_call_draws_another(task):
 
 def test_predict_is_generate(task, images):
     assert almost_equal(task.predict(np.array([1, 2, 3, 4, 5]), batch_size=5, verbose=0, **OPTIONS), images)
+
+
+def test_several_threads_get_their_own_images(task):
+    """Also those of the first call for some options, which compiles."""
+    labels = [[k, k + 1] for k in range(6)]
+    options = {**OPTIONS, "num_steps": 3}
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda own: task.generate(own, **options), labels))
+    for own, images in zip(labels, together):
+        np.testing.assert_array_equal(images, task.generate(own, **options))
 
 
 def test_a_single_label_and_no_label(task):

@@ -1,5 +1,6 @@
 """The text encoder against open_clip itself, its cache, and everything that can be wrong with its input."""
 
+import concurrent.futures
 import json
 import os
 import re
@@ -96,6 +97,14 @@ def test_an_untrained_tower_follows_from_its_seed_and_batches_do_not_matter(untr
         embeddings = untrained.encode(PROMPTS)
     np.testing.assert_allclose(embeddings, np.load(folder / "untrained.npy"), rtol=1e-5, atol=1e-5)
     assert untrained.weights_hash() != encoder.weights_hash()
+
+
+def test_several_threads_get_the_embeddings_of_their_own_prompts(untrained):
+    prompts = [[f"thing number {i} {'word ' * i}"] * (1 + i % 3) for i in range(8)]
+    alone = [untrained.encode(own) for own in prompts]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for own, together in zip(4 * alone, pool.map(untrained.encode, 4 * prompts)):
+            np.testing.assert_allclose(together, own, rtol=1e-5, atol=1e-6)
 
 
 def test_prompts_that_are_cut_are_named(encoder):

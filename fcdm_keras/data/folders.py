@@ -99,7 +99,7 @@ def _walk(folder, above=()):
             if is_hidden(entry.name):
                 yield path, "hidden"
             elif not entry.is_dir():
-                yield path, "picture" if is_picture(path) else "other"
+                yield path, "picture" if is_picture(entry) else "other"
             elif _identity(path) not in inner:
                 yield from _walk(path, inner)
 
@@ -109,14 +109,14 @@ def _identity(folder):
     return status.st_dev, status.st_ino
 
 
-def is_picture(path):
-    """Whether a path is one's by its ending, or, where that is none of a known kind, by its first bytes."""
-    if not path.is_file():
+def is_picture(entry):
+    """Whether an `os.DirEntry` or `Path` is a picture: by its ending, or, with no known one, by its first bytes."""
+    if not entry.is_file():  # no call of the system for an entry that is no link
         return False
-    if path.suffix.lower() in ENDINGS:
+    if os.path.splitext(entry.name)[1].lower() in ENDINGS:
         return True
     try:
-        with open(path, "rb") as file:
+        with open(entry, "rb") as file:
             return _FIRST_BYTES.match(file.read(16)) is not None
     except OSError:
         return False

@@ -1,9 +1,8 @@
 """Tasks: a backbone, an autoencoder and a sampler together, from condition to uint8 images."""
 
-import dataclasses
 import secrets
+import threading
 import warnings
-from typing import Any
 
 import keras
 import numpy as np
@@ -20,32 +19,8 @@ from fcdm_keras.diffusion.samplers import SAMPLERS, taken
 from fcdm_keras.network.backbones import BACKBONES  # noqa: F401  (registers all, for presets)
 from fcdm_keras.network.base import DiffusionBackbone
 from fcdm_keras.network.conditioning import ClassConditioning, as_labels
+from fcdm_keras.sampling.draw_options import DrawOptions
 from fcdm_keras.sampling.finite import check_finite
-
-
-@dataclasses.dataclass(frozen=True)
-class DrawOptions:
-    """Options of `ImageTask.draw`, and so of `generate` and `predict`.
-
-    Args:
-        null_conditions: like `conditions`, what guidance leads away from; default the module's null.
-        eta: η of DDIM, 0 … 1; samplers without it leave it aside, with a warning.
-        guidance_channels: `"all"` or `"first_three"`, see `fcdm_keras.diffusion.guidance`.
-        batch_size: images drawn at once.
-        image_size: side in pixels, or (height, width), if not the task's own; the network is fully convolutional.
-        first_index: index of the first image.
-        weights: values to use in place of the backbone's trainable weights, such as `EMA.values()`.
-        verbose: show a progress bar.
-    """
-
-    null_conditions: Any = None
-    eta: float = 0.0
-    guidance_channels: str = "all"
-    batch_size: int = 64
-    image_size: int | tuple[int, int] | None = None
-    first_index: int = 0
-    weights: list | None = None
-    verbose: bool = False
 
 
 class ImageTask(keras_hub.models.Task):
@@ -85,7 +60,7 @@ class ImageTask(keras_hub.models.Task):
         self.objective = objective
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self._latent_shape(self.image_size)
-        self._compiled, self._warned = {}, set()
+        self._compiled, self._warned, self._one_at_a_time = {}, set(), threading.RLock()
         self.built = True  # all parts are, and a preset keeps the weights of the autoencoder
 
     def draw(self, conditions, num_steps=250, guidance_scale=1.5, seed=None, sampler="ddpm", **options):
@@ -108,13 +83,14 @@ class ImageTask(keras_hub.models.Task):
         """
         own = DrawOptions(**options)
         conditions, nulls = self._checked(conditions, own.null_conditions)
-        _check_options(num_steps, guidance_scale, sampler, own)
-        self._warn_of_no_effect(guidance_scale, sampler, own)
+        own.check(num_steps, guidance_scale, sampler)
+        self._warn(own.without_effect(guidance_scale, sampler))
         words = randomness.seed_words(secrets.randbits(64) if seed is None else seed)
         sizes = self.image_size if own.image_size is None else own.image_size
         shape = self._latent_shape(tuple(sizes) if np.iterable(sizes) else (sizes, sizes))
         kind = (int(num_steps), sampler, float(own.eta), guidance_scale != 1, own.guidance_channels, shape)
-        run, weights = self._compiled_sampler(*kind), self._values(own.weights)
+        with self._one_at_a_time:
+            run, weights = self._compiled_sampler(*kind), self._values(own.weights)
 
         def latents(places):
             return run(
@@ -128,7 +104,8 @@ class ImageTask(keras_hub.models.Task):
 
         sides = (side * self.autoencoder.downsampling_factor for side in shape[:2])
         empty = np.zeros((0, *sides, self.autoencoder.in_channels), "uint8")
-        return np.concatenate([empty, *self._images(latents, len(conditions), own, guidance_scale)])
+        with self._one_at_a_time:  # of several threads; engines trace and swap weights in the whole process
+            return np.concatenate([empty, *self._images(latents, len(conditions), own, guidance_scale)])
 
     def _values(self, weights):
         """The backbone's values for a draw: `weights`, or its own, and the statistics of a conditioning module."""
@@ -159,14 +136,9 @@ class ImageTask(keras_hub.models.Task):
             raise ValueError(f"Expected one null condition per condition, {len(conditions)}. Received: {len(nulls)}")
         return conditions, nulls
 
-    def _warn_of_no_effect(self, guidance_scale, sampler, own):
-        """Warns, once for each, of options that were given and change nothing."""
-        told = []
-        if own.null_conditions is not None and guidance_scale == 1:
-            told.append("Negative prompts (null_conditions) have no effect: guidance_scale is 1, which is no guidance.")
-        if own.eta and not taken(sampler, eta=own.eta):
-            told.append(f"eta={own.eta} has no effect: the sampler {sampler} takes none, ddim does.")
-        for text in told:
+    def _warn(self, texts):
+        """Warns, of each once."""
+        for text in texts:
             if text not in self._warned:
                 self._warned.add(text)
                 warnings.warn(text, stacklevel=4)
@@ -302,18 +274,6 @@ class ClassToImage(ImageTask):
 
     def get_config(self):
         return {**super().get_config(), "class_names": self.class_names and list(self.class_names)}
-
-
-def _check_options(num_steps, guidance_scale, sampler, options):
-    guidance.check_scale(guidance_scale)
-    if isinstance(num_steps, bool) or not isinstance(num_steps, (int, np.integer)) or not 1 <= num_steps <= 1000:
-        raise ValueError(f"num_steps must be an integer in [1, 1000]. Received: {num_steps!r}")
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}. Received: {sampler!r}")
-    if not isinstance(options.batch_size, (int, np.integer)) or options.batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer. Received: {options.batch_size!r}")
-    if not 0 <= options.eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1]. Received: {options.eta}")
 
 
 def _tensor(array):
