@@ -199,6 +199,12 @@ def test_a_folder_without_a_readable_picture_is_no_class(put):
     (folder / "bad" / "1.png").write_bytes(b"")
     (folder / "empty").mkdir()
     assert open_source(str(folder)).class_names == ("ape", "cat")
+    for name in ("ape/1.png", "cat/2.png"):
+        (folder / name).write_bytes(b"<html>")
+    with pytest.raises(
+        ValueError, match="None of the 3 pictures in the class folders of .*ape/1.png: it is a web page"
+    ):
+        open_source(str(folder))
 
 
 def test_files_that_vanish_or_may_not_be_read_are_skipped_by_name(put):
@@ -223,6 +229,13 @@ def test_a_folder_scores_zero_against_its_own_pictures(put, tmp_path, modes):
     np.savez(tmp_path / "same.npz", images)
     judge = Judge(tmp_path / "same.npz", load_extractor("pixels", None, 8), ["fid"])
     assert judge(images)["fid"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_grid_of_our_own_samples_is_none_of_them(put):
+    folder = put("0.png", "1.png", "grid.png", "more/grid.png")
+    assert ImageFolder(folder).count == 4
+    (folder / "settings.json").write_text("{}")
+    assert ImageFolder(folder).count == 3
 
 
 def test_numbered_pictures_come_in_the_order_of_their_numbers(put):

@@ -110,6 +110,7 @@ def test_a_folder_scores_as_the_file_of_its_images(score, tmp_path):
         folder = tmp_path / "images" / ("class" if i < 10 else "")
         Image.fromarray(image).save(folder / f"{i:03d}.png")
     Image.fromarray(np.zeros((9, 9, 3), "uint8")).save(tmp_path / "images" / "grid.png")
+    (tmp_path / "images" / "settings.json").write_text("{}")  # so that it is the grid of our own samples
     of_file, of_folder = (score(path, "--reference", reference, *PIXELS) for path in (samples, tmp_path / "images"))
     assert set(of_file) >= {"fid", "precision", "recall", "kid"} and "sfid" not in of_file
     for metric in ("fid", "precision", "recall", "kid"):

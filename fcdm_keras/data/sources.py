@@ -75,15 +75,21 @@ class FolderSource:
     def __init__(self, path, split="train"):
         self.name, self.split = shown(path), split
         self._root = split_folder(Path(path), split)
-        self.listing, self._labels, names = Listing(), [], []
+        self.listing, self._labels, names, unreadable = Listing(), [], [], []
         for folder in subfolders(self._root):
             own = list_pictures(folder, self._root)
             if any(map(_opens, own.files)):
                 self._labels += [len(names)] * len(own.files)
                 names.append(shown(folder.name))
             else:
+                unreadable += own.files
                 own = Listing([], own.hidden, own.others + len(own.files))
             self.listing.add(own)
+        if not names and unreadable:
+            raise ValueError(
+                f"None of the {len(unreadable):,} pictures in the class folders of {self.name} can be read, such as "
+                f"{shown(unreadable[0])}: {_fault(unreadable[0])}."
+            )
         if not names:
             raise ValueError(_NO_CLASSES.format(self._root))
         self.listing.loose = sum(not is_hidden(path.name) and is_picture(path) for path in self._root.iterdir())
@@ -108,11 +114,16 @@ class FolderSource:
 
 
 def _opens(file):
+    return _fault(file) is None
+
+
+def _fault(file):
+    """Why a picture cannot be opened, or `None`."""
     try:
         shorter_side(file)
-    except UnreadableImageError:
-        return False
-    return True
+    except UnreadableImageError as error:
+        return str(error)
+    return None
 
 
 SPLITS = {"train", "training", "validation", "val", "valid", "dev", "test", "testing"}  # usual names

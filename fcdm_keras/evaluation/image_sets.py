@@ -45,7 +45,7 @@ class ImageFile:
 
 
 class ImageFolder:
-    """All pictures in a folder and those below it, in the order of their numbers or names; `grid.png` is left out.
+    """All pictures in a folder and those below it, in the order of their numbers or names; of our samples not the grid.
 
     All have three channels. What else lies there is told in a warning.
 
@@ -56,8 +56,10 @@ class ImageFolder:
     def __init__(self, path):
         self.name = shown(path)
         listing = list_pictures(path)
-        listing.others -= (Path(path) / "settings.json").is_file()  # of our own samples
-        self._files = sorted((file for file in listing.files if file.name != "grid.png"), key=by_number)
+        ours = (Path(path) / "settings.json").is_file()
+        listing.others -= ours
+        grid = Path(path) / "grid.png" if ours else None
+        self._files = sorted((file for file in listing.files if file != grid), key=by_number)
         if not self._files:
             raise ValueError(f"{self.name} must hold images. Received: none. {listing.left_out()}".rstrip())
         if listing.left_out():
