@@ -6,8 +6,8 @@
 
 Writes one PNG per image (unless --no-png), a grid, the settings, and with --npz all images as `arr_0` and their labels
 as `arr_1` of one file. Image i depends on the seed and i alone: not on the batch size, the devices, nor on what else is
-drawn. All devices, and all processes of a job, share the work. The same command goes on where it was stopped, and draws
-damaged files again; with more --num-samples it adds to the images that are there.
+drawn. All devices, and all processes of a job, share the work. The same command goes on where it was stopped. It
+draws damaged files again; with more --num-samples it adds to the images that are there.
 
 --classes takes names where the model knows them. Classes are numbered in the order of their names, and a plain number
 is always a class's number: of the classes named 0, 1, 10 and 2, --classes 2 draws the one named 10.

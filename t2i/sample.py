@@ -5,7 +5,7 @@
 
 Writes one PNG per image (unless --no-png), a grid with the prompts under the images, the settings, and with --npz all
 images as `arr_0` and their prompts as `arr_1` of one file. Prompts are taken in turn. Image i depends on its prompt,
-the seed and i alone. The same command goes on where it was stopped, and draws damaged files again; with more
+the seed and i alone. The same command goes on where it was stopped. It draws damaged files again; with more
 --num-samples it adds to the images that are there.
 """
 

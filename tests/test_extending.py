@@ -14,6 +14,8 @@ from fcdm_keras.diffusion import objectives, samplers
 from fcdm_keras.network.backbones import BACKBONES
 from fcdm_keras.runs import datasets
 
+pytestmark = pytest.mark.no_backend
+
 
 @pytest.fixture(scope="module")
 def extended():
@@ -50,7 +52,6 @@ def test_an_objective_and_a_conditioning_module_train(extended):
     assert set(trainer.get_metrics_result()) == {"loss"}
 
 
-@pytest.mark.no_backend
 def test_a_data_set_trains_and_a_sampler_draws(extended, train):
     folder = train("XS")
     assert (folder / "samples.png").exists() and len((folder / "log.csv").read_text().splitlines()) >= 1
@@ -58,14 +59,12 @@ def test_a_data_set_trains_and_a_sampler_draws(extended, train):
     assert images.shape == (3, 8, 8, 3) and images.dtype == np.uint8
 
 
-@pytest.mark.no_backend
 def test_a_data_set_refuses_in_its_own_words(extended, capsys):
     with pytest.raises(SystemExit):
         train_imagenet.main(["--recipe=colours", "--num-classes=4"])
     assert "there are three colours; leave out --num-classes. Received: 4" in capsys.readouterr().err
 
 
-@pytest.mark.no_backend
 def test_a_backbone_trains_and_its_preset_draws(extended, train):
     folder = train("Plain")
     task = ClassToImage.from_preset(str(folder / "preset"))
