@@ -23,21 +23,25 @@ _PARITY = 0x1BD11BDA
 
 
 def threefry(key, counter):
-    """Threefry-2x32-20 of two key words and two counter words, each an integer tensor or int below 2³².
+    """Threefry-2x32-20 of two key words and two counter words, each an integer tensor, array or int below 2³².
 
     Returns:
-        Two tensors of random 32-bit words, broadcast over key and counter.
+        Two tensors of random 32-bit words, broadcast over key and counter; NumPy arrays where no tensor was given, so
+        that what is known when a program is compiled is no part of it.
     """
-    key = (_word(key[0]), _word(key[1]))
-    keys = (*key, ops.bitwise_xor(ops.bitwise_xor(*key), _word(_PARITY)))
-    x, y = _add(_word(counter[0]), keys[0]), _add(_word(counter[1]), keys[1])
+    library, word = (ops, _word) if any(map(ops.is_tensor, (*key, *counter))) else (np, np.int64)
+    mask, sizes = word(_MASK), {bits: word(bits) for group in _ROTATIONS for r in group for bits in (r, 32 - r)}
+    key = tuple(map(word, key))
+    keys = (*key, library.bitwise_xor(library.bitwise_xor(*key), word(_PARITY)))
+    x, y = word(counter[0]) + keys[0], library.bitwise_and(word(counter[1]) + keys[1], mask)
     for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
-            x = _add(x, y)
-            y = ops.bitwise_xor(_rotate_left(y, rotation), x)
-        x = _add(x, keys[(group + 1) % 3])
-        y = _add(_add(y, keys[(group + 2) % 3]), _word(group + 1))
-    return x, y
+        for bits in _ROTATIONS[group % 2]:
+            x = x + y  # not cut to 32 bits until the end: 25 sums of such words fit into 64
+            rotated = library.bitwise_or(library.left_shift(y, sizes[bits]), library.right_shift(y, sizes[32 - bits]))
+            y = library.bitwise_and(library.bitwise_xor(rotated, x), mask)
+        x = x + keys[(group + 1) % 3]
+        y = library.bitwise_and(y + (keys[(group + 2) % 3] + word(group + 1)), mask)
+    return library.bitwise_and(x, mask), y
 
 
 def seed_words(seed):
@@ -101,12 +105,3 @@ def _word(value):
     # JAX has no 64-bit integers by default and PyTorch little arithmetic on unsigned ones; both wrap to 32 bits alike.
     dtype = "uint32" if keras.backend.backend() == "jax" else "int64"
     return ops.cast(value, dtype) if ops.is_tensor(value) else ops.convert_to_tensor(value, dtype)
-
-
-def _add(x, y):
-    return ops.bitwise_and(x + y, _word(_MASK))
-
-
-def _rotate_left(x, bits):
-    rotated = ops.bitwise_or(ops.left_shift(x, _word(bits)), ops.right_shift(x, _word(32 - bits)))
-    return ops.bitwise_and(rotated, _word(_MASK))
