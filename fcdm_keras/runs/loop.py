@@ -55,6 +55,9 @@ def fit(trainer, batches, manager, start, steps, *, log, ckpt_every, progress=()
                 raise
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}{_advised(manager, advice)}") from None
+    finally:
+        for callback in progress:
+            callback.close()
 
 
 def tell_if_beyond(folder, start, steps):

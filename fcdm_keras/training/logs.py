@@ -159,6 +159,7 @@ class Progress(StepCallback):
     def __init__(self, steps):
         super().__init__()
         self.steps = steps
+        self._bar = None
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
@@ -177,7 +178,12 @@ class Progress(StepCallback):
         self._bar.update(self.step - self._before)
 
     def on_train_end(self, logs=None):
-        self._bar.close()
+        self.close()
+
+    def close(self):
+        """Leaves the bar as it is; also where training ends by an exception."""
+        if self._bar is not None:
+            self._bar.close()
 
     def __call__(self, row):
         """As a writer of `StepLog`: prints the row above the bar."""
