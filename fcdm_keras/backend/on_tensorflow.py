@@ -219,6 +219,7 @@ def gather(array):
 
 @tf.function(autograph=False)
 def _collect(own):
+    own = tf.identity(own)  # on the replica's device, which an argument does not tell
     return tf.distribute.get_replica_context().all_gather(own, axis=0)
 
 
