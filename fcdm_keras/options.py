@@ -13,6 +13,7 @@ import json
 import math
 import sys
 
+from fcdm_keras import signals
 from fcdm_keras.files import read_text, write_atomically
 
 REQUIRED = dataclasses.MISSING  # in place of a default
@@ -224,13 +225,15 @@ def command_parser(module, description, **options):
 
 @contextlib.contextmanager
 def reported(stopped="Stopped."):
-    """The frame of a command: what its user can mend ends the program with one line, and Ctrl-C with `stopped`."""
+    """The frame of a command: what its user can mend ends the program with one line, and a signal with `stopped`."""
     try:
-        yield
+        with signals.ending(stopped):
+            yield
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"\n{stopped}")
+        print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(130)  # 128 and the number of SIGINT
 
 
 def to_json(settings):

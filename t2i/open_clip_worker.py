@@ -10,10 +10,32 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 
-import open_clip
-import torch
+
+def follow_parent():
+    """Leaves signals to the parent process, and ends with it, whatever is being done; its input ends then, too."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    follow_parent()  # before the imports, which take seconds
+
+import open_clip  # noqa: E402
+import torch  # noqa: E402
 
 LONGEST = 4000  # characters that can matter: 77 tokens are far fewer
 

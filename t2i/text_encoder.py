@@ -65,7 +65,7 @@ class OpenCLIPTextEncoder:
 
     def _start(self, settings):
         program = Path(__file__).with_name("open_clip_worker.py")
-        # In a session of its own Ctrl-C does not reach it; it ends when its input does, however we end.
+        # In a session of its own Ctrl-C does not reach it; it ends when its input or we do, however we end.
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
         self._process = subprocess.Popen([sys.executable, "-P", str(program)], **options)
         facts, _ = self._ask(settings)

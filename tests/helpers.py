@@ -1,5 +1,7 @@
 """Small things that several tests need."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from keras import ops
 
 from fcdm_keras.autoencoders import KLAutoencoder
 from fcdm_keras.network.fcdm import FCDMBackbone
+from fcdm_keras.training import callbacks
 
 # For tests that compile a training step, which takes the other backends long.
 quick_on_torch = pytest.mark.quick if keras.backend.backend() == "torch" else lambda test: test
@@ -54,6 +57,18 @@ def inputs(batch=2, height=8, width=8, channels=2, seed=1):
         "timesteps": generator.integers(0, 1000, batch).astype("int32"),
         "labels": generator.integers(0, 11, batch).astype("int32"),
     }
+
+
+def signal_at(monkeypatch, number, step):
+    """Sends this process a signal while the callbacks of a training step run, once."""
+    before = callbacks.StopOnNonFinite.on_step
+
+    def on_step(self, logs):
+        before(self, logs)
+        if self.step == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(callbacks.StopOnNonFinite, "on_step", on_step)
 
 
 def in_one_graph(function, *args, **options):

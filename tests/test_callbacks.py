@@ -14,6 +14,7 @@ from fcdm_keras import images
 from fcdm_keras.sampling.tasks import ClassToImage
 from fcdm_keras.training import callbacks
 from fcdm_keras.training.checkpoint import WEIGHTS, CheckpointManager
+from fcdm_keras.training.logs import last_row, metric_sums
 from fcdm_keras.training.plots import plot_losses
 from fcdm_keras.training.trainer import DiffusionTrainer
 
@@ -69,8 +70,8 @@ def test_logged_means_are_those_of_the_steps_since_the_last_line(run):
     run.fit(8, callbacks.StepLog(3, BATCH, [rows.append]))
     run.reset()
     steps = [run.fit(1, first=i) for i in range(6)]
-    assert [logged["step"] for logged in rows] == [3, 6]
-    for logged, window in zip(rows, (steps[:3], steps[3:]), strict=True):
+    assert [logged["step"] for logged in rows] == [3, 6, 8]  # the last is of what is left
+    for logged, window in zip(rows[:2], (steps[:3], steps[3:]), strict=True):
         for name in ("loss", "mse", "vb"):
             np.testing.assert_allclose(logged[name], np.mean([step[name][0] for step in window]), rtol=1e-5)
     assert len({step["loss"][0] for step in steps}) == 6
@@ -92,6 +93,38 @@ def test_steps_are_counted_from_the_start_of_the_run(run):
     run.trainer.step.assign(1000)
     run.fit(4, callbacks.StepLog(2, BATCH, [rows.append]))
     assert [logged["step"] for logged in rows] == [1002, 1004]
+
+
+def losses(rows):
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+
+
+def test_a_window_in_which_a_run_was_stopped_is_that_of_one_that_was_not(run, tmp_path):
+    """Digit for digit, through a checkpoint, validation, and epochs."""
+    whole, parts, manager = [], [], CheckpointManager(tmp_path)
+    run.fit(8, callbacks.StepLog(4, BATCH, [whole.append]))
+    run.reset()
+    run.fit(3, callbacks.StepLog(4, BATCH, [parts.append]), callbacks.Checkpoint(manager, 100))
+    assert [row["step"] for row in parts] == [3]
+    sums = manager.metric_sums(3)
+    assert sums["loss"][1] == 3 * BATCH and last_row(3, sums) == 2  # so a log drops the row of step 3
+    run.reset()
+    manager.restore(run.trainer)
+    run.trainer.fit(
+        run.latents[3 * BATCH :],
+        run.labels[3 * BATCH :],
+        batch_size=BATCH,
+        shuffle=False,
+        verbose=0,
+        epochs=2,
+        steps_per_epoch=2,
+        validation_data=(run.latents[:BATCH], run.labels[:BATCH]),
+        callbacks=[log := callbacks.StepLog(4, BATCH, [parts.append], sums), save := callbacks.Checkpoint(manager, 1)],
+    )
+    assert losses(parts[1:2]) == losses(whole[:1]) and log.step == save.step == 7
+    assert last_row(4, manager.metric_sums(4)) == 4  # nothing was left of its window
+    run.fit(1, callbacks.StepLog(4, BATCH, [parts.append], metric_sums(run.trainer)), first=7)
+    assert parts[-1]["step"] == 8
 
 
 def test_log_drops_what_a_resumed_run_repeats(tmp_path):
@@ -159,7 +192,7 @@ def test_training_stops_at_a_loss_that_is_not_finite_and_keeps_the_last_good_che
     latents = run.latents.copy()
     latents[4 * BATCH - 1, 3, 3] = np.nan  # the last sample of step 4
     manager = CheckpointManager(tmp_path)
-    with pytest.raises(FloatingPointError, match="The loss is nan at step 4: training stopped. .* --clip-norm"):
+    with pytest.raises(FloatingPointError, match="^The loss is nan at step 4: training stopped[.]$"):
         run.fit(8, callbacks.StopOnNonFinite(), callbacks.Checkpoint(manager, 2), latents=latents)
     assert manager.steps() == [2]
     run.reset()
@@ -220,6 +253,19 @@ def test_grid_leaves_training_as_it_is(run, task, tmp_path):
     assert len(os.listdir(tmp_path / "samples")) == 2
     for value, without in zip(run.values(), expected, strict=True):
         np.testing.assert_array_equal(value, without)
+
+
+def test_the_last_grid_is_drawn_however_short_the_run_and_a_missing_one_when_it_goes_on(run, task, tmp_path):
+    def grids(every, steps, first=0):
+        options = {"every": every, "num_steps": 2, "sampler": "ddim", "seed": 0}
+        run.fit(steps, callbacks.SampleGrid(task, [1, 2], tmp_path, **options), first=first)
+        return sorted(int(name[5:14]) for name in os.listdir(tmp_path / "samples")) if any(tmp_path.iterdir()) else []
+
+    assert grids(0, 2) == []
+    run.reset()
+    assert grids(100, 2) == [2]
+    os.remove(tmp_path / "samples" / "step-000000002.png")
+    assert grids(2, 1, first=2) == [2, 3]
 
 
 def test_grid_keeps_every_pixel():

@@ -18,12 +18,13 @@ import keras
 import numpy as np
 import processes
 import pytest
-from helpers import to_numpy
+from helpers import signal_at, to_numpy
 
 import train_imagenet
 from fcdm_keras import recipes
 from fcdm_keras.data.embedded import load_digits
 from fcdm_keras.runs.build import build_trainer
+from fcdm_keras.training import callbacks
 
 ROOT = Path(__file__).parent.parent
 NEXT_BACKEND = {"jax": "torch", "torch": "tensorflow"}  # so that all three are compared
@@ -39,7 +40,7 @@ def small_network():
 
 
 def arguments(results, *flags, steps=STEPS):
-    flags = ("--log-every=1", "--sample-every=0", "--global-batch-size=16", "--num-sampling-steps=2", *flags)
+    flags = ("--log-every=3", "--sample-every=0", "--global-batch-size=16", "--num-sampling-steps=2", *flags)
     return [f"--results-dir={results}", f"--steps={steps}", f"--ckpt-every={EVERY}", *flags]
 
 
@@ -96,17 +97,41 @@ def test_a_run_writes_what_the_readme_says(uninterrupted):
         assert (folder / name).exists(), name
     scores = json.loads((folder / "scores.json").read_text())
     assert {"agreement", "frechet", "frechet_real", "classifier_accuracy", "seconds"} <= scores.keys()
-    assert [row["step"] for row in log(uninterrupted)] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in log(uninterrupted)] == [3, 6, 9, STEPS]
 
 
 def test_a_killed_and_resumed_run_ends_bit_for_bit_as_one_that_was_not(uninterrupted, tmp_path):
     train_until_killed(tmp_path, EVERY)
     assert "resumed at step" in train(tmp_path)
-    expected, resumed = weights(uninterrupted), weights(tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def assert_same_run(results, one):
+    expected, resumed = weights(one), weights(results)
     assert expected.keys() == resumed.keys() and len(expected) > 100
     for name, value in expected.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
-    assert log(tmp_path) == log(uninterrupted)
+    assert log(results) == log(one)
+
+
+@pytest.mark.no_backend
+def test_a_run_that_signals_stopped_ends_as_one_that_was_not(uninterrupted, tmp_path, capsys):
+    """In a step, while a grid is drawn, and after the last step, whose grid is drawn when the run goes on."""
+    for number, step in ((signal.SIGTERM, 2), (signal.SIGINT, 5), (signal.SIGUSR1, STEPS)):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+            if step == 5:
+                patch.setattr(callbacks, "draw_together", lambda *_, number=number, **__: os.kill(os.getpid(), number))
+            else:
+                signal_at(patch, number, step)
+            train(tmp_path, "--sample-every=5")
+        assert ended.value.code == 128 + number
+        words = f"Stopped by {number.name} after step {step}, which is saved: the same command goes on from there."
+        assert capsys.readouterr().err.splitlines()[-1] == words
+        assert weights(tmp_path, step)["vars/0"] == step and not (tmp_path / "digits" / "preset").exists()
+    grids = tmp_path / "digits" / "samples"
+    assert os.listdir(grids) == ["step-000000005.png"]  # given up at first
+    assert f"resumed at step {STEPS}" in train(tmp_path, "--sample-every=5") and len(os.listdir(grids)) == 2
+    assert_same_run(tmp_path, uninterrupted)
 
 
 @pytest.mark.no_backend
@@ -161,7 +186,7 @@ if keras.backend.backend() in NEXT_BACKEND:
         _, output, results = elsewhere
         assert f"resumed at step {STEPS}" in output
         rows = log(results)
-        assert [row["step"] for row in rows] == list(range(1, STEPS + 3))
+        assert [row["step"] for row in rows] == [3, 6, 9, STEPS + 2]
         assert all(np.isfinite(row["loss"]) for row in rows)
         assert rows[-1]["loss"] < rows[0]["loss"]
         assert to_numpy(weights(results, STEPS + 2)["vars/0"]) == STEPS + 2

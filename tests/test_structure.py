@@ -37,7 +37,7 @@ LAZY = {
     "optional": {
         ("fcdm_keras.backend.hub", "hide_tensorflow_gpus"),
         ("fcdm_keras.data.tfds_sources", "_tensorflow_datasets"),
-        ("fcdm_keras.training.callbacks", "__init__"),  # tensorboardX
+        ("fcdm_keras.training.logs", "__init__"),  # tensorboardX
     },
     "engine": {
         ("fcdm_keras.network.reference", "save_torch_state_dict"),
@@ -183,7 +183,7 @@ def test_data_workers_and_shapes_import_no_keras():
 
 
 def test_what_is_read_before_anything_heavy_needs_the_standard_library_only():
-    quick = {"recipes", "files", "options", "moved", "runs.folder", "runs.command", "runs.datasets"}
+    quick = {"recipes", "files", "options", "signals", "moved", "runs.folder", "runs.command", "runs.datasets"}
     quick |= {"sampling.flags", "data.classes"}
     modules = [*(f"fcdm_keras.{name}" for name in quick), "t2i", "t2i.recipes", "t2i.datasets"]
     for module in modules:

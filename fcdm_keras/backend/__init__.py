@@ -31,6 +31,7 @@ Processes and devices, for `fcdm_keras.distribution`:
 - `disconnect(launcher)`, `barrier()`.
 - `gather(array)`: every process's `array`, all of one shape, stacked by process.
 - `host_arrays(values)`: tensors or variables as NumPy arrays; all processes must call it together.
+- `assign(variables, values)`: sets variables, also those of which every replica has one of its own.
 - `readable(variables)`: a context in which this process can read the variables whole.
 - `writing()`: a context for the process that writes; `accompany(write)` is what the others do meanwhile.
 - `device_bytes(variables)`: bytes of the variables that one device holds, and of all of them.
@@ -63,6 +64,7 @@ disconnect = _on_backend.disconnect
 barrier = _on_backend.barrier
 gather = _on_backend.gather
 host_arrays = _on_backend.host_arrays
+assign = _on_backend.assign
 readable = _on_backend.readable
 writing = _on_backend.writing
 accompany = _on_backend.accompany

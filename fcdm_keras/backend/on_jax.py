@@ -191,6 +191,11 @@ def host_arrays(values):
     ]
 
 
+def assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
 @contextlib.contextmanager
 def readable(variables):
     """The variables hold whole values, collected from all processes, in this host's memory."""

@@ -213,16 +213,29 @@ def gather(array):
     array = np.ascontiguousarray(array)
     sent = array.astype(np.int32) if array.dtype.itemsize < 4 else array  # its collectives know no bytes
     replicas = len(_strategy.extended.worker_devices)
-
-    def collect():
-        return tf.distribute.get_replica_context().all_gather(tf.constant(sent)[None], axis=0)
-
-    every = _strategy.experimental_local_results(_strategy.run(tf.function(collect)))[0].numpy()
+    every = _strategy.experimental_local_results(_strategy.run(_collect, args=(tf.constant(sent)[None],)))[0].numpy()
     return every[::replicas].astype(array.dtype)
 
 
+@tf.function(autograph=False)
+def _collect(own):
+    own = tf.identity(own)  # on the replica's device, which an argument does not tell
+    return tf.distribute.get_replica_context().all_gather(own, axis=0)
+
+
 def host_arrays(values):
-    return [np.asarray((v.value if isinstance(v, keras.Variable) else v).numpy()) for v in values]
+    return [np.asarray(_by_replica(v.value if isinstance(v, keras.Variable) else v)[0].numpy()) for v in values]
+
+
+def assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        for own in _by_replica(variable.value):
+            own.assign(value)
+
+
+def _by_replica(value):
+    """What the replicas of this host hold, all the same; read as one, sums of metrics would be added."""
+    return tf.distribute.get_strategy().experimental_local_results(value)
 
 
 def readable(variables):

@@ -189,6 +189,11 @@ def host_arrays(values):
     return [keras.ops.convert_to_numpy(value) for value in values]
 
 
+def assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
 def readable(variables):
     return contextlib.nullcontext()  # every process has them whole
 

@@ -4,10 +4,13 @@ The position in the data is the step: batch `i` can be computed without batches 
 with the batch that it would have seen. No Keras here: data workers import this file.
 """
 
+import multiprocessing
+
 import grain
 import numpy as np
 from absl import flags
 
+from fcdm_keras import signals
 from fcdm_keras.data.order import EpochOrder, augmentation
 
 
@@ -106,4 +109,9 @@ def training_batches(source, batch_size, steps, seed, start=0, workers=0, rows=N
     if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's flags, which only absl's programs parse
         flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return batches.to_iter_dataset(grain.ReadOptions(num_threads=1)).mp_prefetch(options)
+    return batches.to_iter_dataset(grain.ReadOptions(num_threads=1)).mp_prefetch(options, _begin_worker)
+
+
+def _begin_worker(index, count):
+    """Grain's workers outlive a run that is killed, and die of signals to its group before it has saved."""
+    signals.leave_to(multiprocessing.parent_process())

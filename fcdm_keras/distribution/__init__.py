@@ -25,6 +25,7 @@ from fcdm_keras.backend.job import Job, has_job, is_main, job, say, set_job
 from fcdm_keras.distribution import launch, supervision
 from fcdm_keras.distribution.exchange import agree, barrier, gather, gather_texts
 from fcdm_keras.distribution.layout import layout_map
+from fcdm_keras.signals import Stopped
 
 HEARTBEAT_SECONDS = 30  # after which a dead process takes the job down, where the engine itself has to notice (JAX)
 
@@ -57,9 +58,15 @@ def setup(devices=None, model_parallel=1, connect_timeout=50):
         used = _used_devices(devices, model_parallel, count)
         stack.callback(backend.start(used, model_parallel, layout_map))
         set_job(Job(index, count, used, model_parallel, launcher))
-        yield job()
+        stopped = None
+        try:
+            yield job()
+        except Stopped as raised:  # by all processes after the same step
+            stopped = raised
         barrier()
         backend.disconnect(launcher)
+        if stopped:
+            raise stopped
 
 
 @contextlib.contextmanager
@@ -71,8 +78,11 @@ def _ending(launcher):
         if not launcher:
             raise
         if isinstance(error, SystemExit):
-            supervision.abandon(error.code if isinstance(error.code, str) else "", 1 if error.code else 0)
-        if not isinstance(error, (ValueError, OSError, FloatingPointError, KeyboardInterrupt)):
+            text, status = (error.code, 1) if isinstance(error.code, str) else ("", error.code or 0)
+            supervision.abandon(text, status)
+        if isinstance(error, KeyboardInterrupt):
+            supervision.abandon(f"process {_place()} was stopped.", 130)  # 128 and the number of SIGINT
+        if not isinstance(error, (ValueError, OSError, FloatingPointError)):
             traceback.print_exc()
         supervision.abandon(f"error: process {_place()}: {error or type(error).__name__}")
 

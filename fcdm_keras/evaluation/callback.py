@@ -1,11 +1,11 @@
 """Scores while training: a few images drawn from the EMA weights every N steps."""
 
-from fcdm_keras import distribution
+from fcdm_keras import distribution, signals
 from fcdm_keras.sampling.request import draw_together
-from fcdm_keras.training.callbacks import StepCallback
+from fcdm_keras.training.callbacks import Drawing
 
 
-class Evaluate(StepCallback):
+class Evaluate(Drawing):
     """Every `every` steps draws images from the EMA weights and hands their scores to writers.
 
     The weights that train are not touched. Images that are not finite get no scores, which is told. Put this callback
@@ -17,26 +17,28 @@ class Evaluate(StepCallback):
         labels: labels, or whatever the images' conditions are, an array `(N, …)`.
         every: steps between scores; 0 is never.
         writers: callables that take a dict of `step` and the scores.
+        scored: steps whose scores are there already.
         **options: passed to `task.draw`.
     """
 
-    def __init__(self, task, judge, labels, every, writers, **options):
-        super().__init__()
+    result = "score"
+
+    def __init__(self, task, judge, labels, every, writers, scored=(), **options):
+        super().__init__(every)
         self.task = task
         self.judge = judge
         self.labels = labels
-        self.every = every
         self.writers = writers
+        self.scored = scored
         self.options = options
 
-    def on_step(self, logs):
-        if self.due(self.every):
-            try:
-                drawn = draw_together(self.task, self.labels, weights=self.model.ema.values(), **self.options)
-            except FloatingPointError as error:
-                distribution.say(f"There are no scores of step {self.step}. {error}")
-                return
-            if distribution.is_main():
-                row = {"step": self.step, **self.judge(drawn, self.labels)}
-                for writer in self.writers:
-                    writer(row)
+    def draw(self):
+        with signals.interruptible():
+            drawn = draw_together(self.task, self.labels, weights=self.model.ema.values(), **self.options)
+            scores = self.judge(drawn, self.labels) if distribution.is_main() else None
+        if scores is not None:
+            for writer in self.writers:
+                writer({"step": self.step, **scores})
+
+    def drawn(self):
+        return self.step in self.scored

@@ -7,13 +7,14 @@ import shutil
 import keras
 import numpy as np
 
-from fcdm_keras import backend, distribution
+from fcdm_keras import backend, distribution, signals
 from fcdm_keras.autoencoders import KLAutoencoder
 from fcdm_keras.data.crops import RandomCrops, crop_batches, open_images
 from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.reconstruction import latent_moments, psnr, reconstruct
 from fcdm_keras.files import write_atomically
 from fcdm_keras.options import to_json
+from fcdm_keras.runs import loop
 from fcdm_keras.runs.folder import CHECKPOINTS, LOG, LOSSES, SCORES
 from fcdm_keras.sampling.writers import grid
 from fcdm_keras.training import callbacks
@@ -72,13 +73,16 @@ def draw_grid(autoencoder, held_out, folder):
 
 
 def train(config, folder, images, held_out):
-    """Trains to the last step, resuming what is in `folder`. Returns the autoencoder with the averaged weights."""
+    """Trains to the last step, resuming what is in `folder`.
+
+    Returns:
+        The autoencoder with the averaged weights, and the steps done.
+    """
     distribution.check_batch(config.batch_size, config.accumulation_steps)
     manager = CheckpointManager(folder / CHECKPOINTS, keep_last=2)
     trainer = build_trainer(config)
     start = manager.restore(trainer) or 0
     average = averaged(trainer)
-    main = distribution.is_main()
     distribution.say(
         f"{folder}: autoencoder of factor {config.downsampling_factor}, {trainer.autoencoder.count_params():,} "
         f"parameters, {len(images):,} images of {config.source}, {len(held_out):,} crops held out, Keras "
@@ -91,27 +95,32 @@ def train(config, folder, images, held_out):
         draw_grid(average, held_out, folder)
 
     if start < config.steps:
-        shown = [callbacks.Progress(config.steps)] if main else []
-        writers = [callbacks.CSVWriter(folder / LOG, start, FIELDS), *shown] if main else []
-        rows = distribution.batch_rows(config.batch_size)
-        batches = crop_batches(images, config.image_size, config.batch_size, config.steps, config.seed, start, rows)
-        trainer.fit(
-            backend.feed(batches),
-            steps_per_epoch=config.steps - start,
-            verbose=0,
-            shuffle=False,
-            callbacks=[
-                callbacks.StepLog(config.log_every, config.batch_size, writers),
-                callbacks.StopOnNonFinite(),
-                callbacks.Checkpoint(manager, config.ckpt_every),
-                Grid(config.sample_every, draw),
-                *shown,
-            ],
-        )
-    if main:
+        _fit(config, folder, images, trainer, manager, start, draw)
+    loop.tell_if_beyond(folder, start, config.steps)
+    if distribution.is_main():
         plot_losses(folder / LOG, folder / LOSSES, CURVES)
     trainer.ema.copy_to(average)
-    return average
+    return average, trainer.steps_done
+
+
+def _fit(config, folder, images, trainer, manager, start, draw):
+    progress, writers = [], []
+    if distribution.is_main():
+        progress = [callbacks.Progress(config.steps)]
+        writers = [callbacks.CSVWriter(folder / LOG, loop.logged_until(manager, start), FIELDS), *progress]
+    rows = distribution.batch_rows(config.batch_size)
+    loop.fit(
+        trainer,
+        crop_batches(images, config.image_size, config.batch_size, config.steps, config.seed, start, rows),
+        manager,
+        start,
+        config.steps,
+        log=(config.log_every, config.batch_size, writers),
+        ckpt_every=config.ckpt_every,
+        progress=progress,
+        drawing=[Grid(config.sample_every, draw)],
+        advice=loop.advice(config),
+    )
 
 
 class Grid(callbacks.StepCallback):
@@ -123,10 +132,11 @@ class Grid(callbacks.StepCallback):
 
     def on_step(self, logs):
         if self.due(self.every):
-            self.draw()
+            with signals.interruptible():
+                self.draw()
 
 
-def export(config, autoencoder, folder, images, held_out):
+def export(config, autoencoder, folder, images, held_out, steps):
     """Measures, sets scale and shift, writes the autoencoder, grid and scores. Returns the scores."""
     crops = RandomCrops(images, config.image_size, MEASURED, 1, config.seed)[0]["images"]
     mean, std = latent_moments(autoencoder, crops)
@@ -139,7 +149,7 @@ def export(config, autoencoder, folder, images, held_out):
         os.replace(folder / ".unfinished.keras", folder / "autoencoder.keras")
     draw_grid(autoencoder, held_out, folder)
     scores = {
-        "steps": config.steps,
+        "steps": steps,
         "psnr": float(np.mean(psnr(held_out, reconstruct(autoencoder, held_out)))),
         "psnr_train": float(np.mean(psnr(crops, reconstruct(autoencoder, crops)))),
         "held_out_crops": len(held_out),
@@ -162,10 +172,10 @@ def train_and_export(config, folder):
     images, held_out, notes = open_images(config.source, config.image_size, config.resize)
     for note in notes:
         distribution.say(f"note: {note}")
-    autoencoder = train(config, folder, images, held_out)
+    autoencoder, steps = train(config, folder, images, held_out)
     for file, reason in getattr(images, "skipped", {}).items():
         distribution.say(f"note: {file} was left out: {reason}")
-    scores = export(config, autoencoder, folder, images, held_out)
+    scores = export(config, autoencoder, folder, images, held_out, steps)
     distribution.say(
         f"\nPSNR on {scores['held_out_crops']} held-out crops: {scores['psnr']:.2f} dB (training crops "
         f"{scores['psnr_train']:.2f} dB)\nlatents: mean {scores['latent_mean']:.4f}, standard deviation "

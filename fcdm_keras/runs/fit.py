@@ -4,13 +4,14 @@ import dataclasses
 import shutil
 
 import keras
+import numpy as np
 
-from fcdm_keras import backend, distribution
+from fcdm_keras import distribution
 from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.callback import Evaluate
 from fcdm_keras.network.costs import describe_memory, gib
 from fcdm_keras.recipes import MODEL_SIZES
-from fcdm_keras.runs import build
+from fcdm_keras.runs import build, loop
 from fcdm_keras.runs import folder as run_folder
 from fcdm_keras.runs.data import sampling_options
 from fcdm_keras.runs.datasets import dataset_of
@@ -51,8 +52,7 @@ def fit_run(config, folder, dataset=None):
     start = manager.restore(trainer) or 0
     task = data.build_task(config, trainer.backbone)
     _describe(config, folder, data, trainer, start)
-    if start < config.steps:
-        _fit(config, folder, data, trainer, task, manager, start)
+    _fit(config, folder, data, trainer, task, manager, start)
     if distribution.is_main():
         plot_losses(folder / run_folder.LOG, folder / run_folder.LOSSES)
     build.export_preset(trainer, folder / run_folder.PRESET, lambda averaged: data.build_task(config, averaged))
@@ -60,37 +60,62 @@ def fit_run(config, folder, dataset=None):
 
 
 def _fit(config, folder, data, trainer, task, manager, start):
-    if distribution.is_main():
+    if start >= config.steps:
+        _complete(config, folder, data, trainer, task, start)
+        return
+    progress, writers, tensorboard = [], [], None
+    if distribution.is_main():  # writes for all
         shutil.rmtree(folder / run_folder.PRESET, ignore_errors=True)  # of a shorter run
-    trainer.fit(
-        backend.feed(data.batches(config, start)),
-        steps_per_epoch=config.steps - start,
-        verbose=0,
-        shuffle=False,
-        callbacks=_callbacks(config, folder, data, task, manager, start),
+        until = loop.logged_until(manager, start)
+        progress, tensorboard = [callbacks.Progress(config.steps)], _tensorboard(folder, until)
+        writers = [callbacks.CSVWriter(folder / run_folder.LOG, until), tensorboard, *progress]
+        for row in _scored(folder):
+            if until < row["step"] <= start:  # hidden with the log's row, and not drawn again
+                tensorboard(row, "scores")
+    loop.fit(
+        trainer,
+        data.batches(config, start),
+        manager,
+        start,
+        config.steps,
+        log=(config.log_every, config.global_batch_size, writers),
+        ckpt_every=config.ckpt_every,
+        progress=progress,
+        drawing=[_grid(config, folder, data, task), *_evaluation(config, folder, data, task, tensorboard, start)],
+        watching=[Pulse(folder)] if distribution.job().process_count > 1 else [],
+        advice=loop.advice(config),
     )
+
+
+def _complete(config, folder, data, trainer, task, start):
+    """For a run whose steps are done: draws what a signal kept it from at the last one."""
+    loop.tell_if_beyond(folder, start, config.steps)
+    drawing = [_grid(config, folder, data, task)]
+    if config.eval_every and not distribution.gather(np.array([start in _scored_steps(folder)], np.int32))[0]:
+        drawing += _evaluation(config, folder, data, task, lambda *row: _tensorboard(folder, start)(*row), start)
+    for callback in drawing:
+        callback.set_model(trainer)
+        callback.on_train_begin()
+        callback.on_train_end()
+
+
+def _tensorboard(folder, until):
+    return callbacks.TensorBoardWriter(folder / run_folder.TENSORBOARD, until)
+
+
+def _scored(folder):
+    """The rows of the scores while training."""
+    file = folder / run_folder.SCORE_LOG
+    return callbacks.read_csv(file) if file.exists() else []
+
+
+def _scored_steps(folder):
+    return {row["step"] for row in _scored(folder)}
 
 
 def _drawing(config):
     """Arguments of `draw` for images drawn while training."""
     return {**sampling_options(config), "seed": config.seed, "batch_size": 100 if config.image_size < 64 else 10}
-
-
-def _callbacks(config, folder, data, task, manager, start):
-    shown, writers, tensorboard = [], [], None
-    if distribution.is_main():  # writes for all
-        progress = callbacks.Progress(config.steps)
-        tensorboard = callbacks.TensorBoardWriter(folder / run_folder.TENSORBOARD, start)
-        shown, writers = [progress], [callbacks.CSVWriter(folder / run_folder.LOG, start), tensorboard, progress]
-    return [
-        callbacks.StepLog(config.log_every, config.global_batch_size, writers),
-        callbacks.StopOnNonFinite(),
-        callbacks.Checkpoint(manager, config.ckpt_every),
-        _grid(config, folder, data, task),
-        *_evaluation(config, folder, data, task, tensorboard, start),
-        *([Pulse(folder)] if distribution.job().process_count > 1 else []),
-        *shown,
-    ]
 
 
 def _grid(config, folder, data, task):
@@ -109,7 +134,7 @@ def _evaluation(config, folder, data, task, tensorboard, start):
     if distribution.is_main():
         log = callbacks.CSVWriter(folder / run_folder.SCORE_LOG, start, ("step", *names))
         writers = [log, lambda row: tensorboard(row, "scores")]
-    return [Evaluate(task, judge, conditions, config.eval_every, writers, **_drawing(config))]
+    return [Evaluate(task, judge, conditions, config.eval_every, writers, _scored_steps(folder), **_drawing(config))]
 
 
 def _describe(config, folder, data, trainer, start):

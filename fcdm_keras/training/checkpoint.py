@@ -19,6 +19,7 @@ import numpy as np
 from keras import ops
 
 from fcdm_keras import distribution
+from fcdm_keras.training.logs import metric_sums
 
 WEIGHTS, MANIFEST = "trainer.weights.h5", "checkpoint.json"
 _NAME = re.compile(r"step-(\d{9})")
@@ -79,13 +80,13 @@ class CheckpointManager:
             FloatingPointError: a weight is not finite; nothing is written.
             OSError: the disk is full or read-only; earlier checkpoints are untouched.
         """
-        step = trainer.steps_done
+        step, state = trainer.steps_done, {"metrics": metric_sums(trainer)}
         with distribution.readable([*_saved_variables(trainer), *trainer.metrics_variables]):
             _check_finite(trainer, step)
             unfinished = self.folder / f"{_UNFINISHED}{step:09d}"
             distribution.write_once(lambda folder: self._save_weights(trainer, folder, step), unfinished)
         if distribution.is_main():
-            self._finish(trainer, unfinished, step)
+            self._finish(trainer, unfinished, step, state)
         return self.path(step)
 
     def _save_weights(self, trainer, folder, step):
@@ -94,13 +95,14 @@ class CheckpointManager:
             _reserve(folder / WEIGHTS, trainer)
             trainer.save_weights(folder / WEIGHTS)
 
-    def _finish(self, trainer, unfinished, step):
+    def _finish(self, trainer, unfinished, step, state):
         final = self.path(step)
         with self._explained(unfinished, step):
             _sync(unfinished / WEIGHTS)
             manifest = {
                 "step": step,
                 "shapes": _shapes(trainer),
+                "state": state,
                 "keras": keras.__version__,
                 "backend": keras.backend.backend(),
             }
@@ -173,6 +175,12 @@ class CheckpointManager:
         loaded = trainer.steps_done
         if loaded != step:
             raise ValueError(f"{self.path(step)} holds step {loaded}; the checkpoint is inconsistent.")
+
+    def metric_sums(self, step):
+        """The `metric_sums` of a step's checkpoint; of an earlier version's none."""
+        file = self.path(step) / MANIFEST
+        state = json.loads(file.read_text()).get("state", {}) if file.exists() else {}
+        return state.get("metrics", {})
 
     def _prune(self, newest):
         steps = [step for step in self.steps() if step <= newest]  # later ones were passed over as damaged

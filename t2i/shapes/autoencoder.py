@@ -6,10 +6,11 @@ import shutil
 import keras
 import numpy as np
 
-from fcdm_keras import backend, distribution
+from fcdm_keras import distribution
 from fcdm_keras.autoencoders import PatchAutoencoder
 from fcdm_keras.data.batches import training_batches
 from fcdm_keras.files import replacing
+from fcdm_keras.runs import loop
 from fcdm_keras.training import callbacks
 from fcdm_keras.training.autoencoder import AutoencoderTrainer
 from fcdm_keras.training.checkpoint import CheckpointManager
@@ -84,20 +85,18 @@ def _train(config, folder):
         "scenes" + (f", resumed at step {start:,}" if start else "")
     )
     if start < steps:
-        shown = [callbacks.Progress(steps)] if distribution.is_main() else []
+        progress = [callbacks.Progress(steps)] if distribution.is_main() else []
         scenes = Scenes(config.seed, steps * batch_size)
         rows = distribution.batch_rows(batch_size)
-        trainer.fit(
-            backend.feed(training_batches(scenes, batch_size, steps, config.seed, start, config.data_workers, rows)),
-            steps_per_epoch=steps - start,
-            verbose=0,
-            shuffle=False,
-            callbacks=[
-                callbacks.StepLog(LOG_EVERY, batch_size, shown),
-                callbacks.StopOnNonFinite(),
-                callbacks.Checkpoint(manager, CHECKPOINT_EVERY),
-                *shown,
-            ],
+        loop.fit(
+            trainer,
+            training_batches(scenes, batch_size, steps, config.seed, start, config.data_workers, rows),
+            manager,
+            start,
+            steps,
+            log=(LOG_EVERY, batch_size, progress),
+            ckpt_every=CHECKPOINT_EVERY,
+            progress=progress,
         )
     trainer.ema.copy_to(autoencoder)
     autoencoder.adapt(draw_all([random_scene(config.seed, index) for index in range(MEASURED)]))
