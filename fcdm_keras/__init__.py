@@ -5,7 +5,7 @@ Names are imported on first use, so that `import fcdm_keras` and every `--help` 
 
 import importlib
 
-from fcdm_keras import moved
+from fcdm_keras import moved, registry
 
 __version__ = "0.1.0"
 
@@ -88,3 +88,20 @@ _HOMES_BEFORE = {
     "vae_config": ("recipes", "options"),
 }
 moved.keep({f"fcdm_keras.{old}": tuple(f"fcdm_keras.{home}" for home in now) for old, now in _HOMES_BEFORE.items()})
+
+_SERIALIZABLE = {
+    "autoencoders.base": ("Identity", "SpaceToDepth"),
+    "autoencoders.kl": ("KLAutoencoder",),
+    "autoencoders.patch": ("PatchAutoencoder",),
+    "network.conditioning": ("ClassConditioning",),
+    "network.fcdm": ("FCDMBackbone",),
+    "network.initializers": ("Normal", "XavierUniform"),
+    "network.layers": (
+        *("Conv2D", "Linear", "DepthwiseConv", "GRN", "FCDMBlock", "Downsample", "Upsample"),
+        *("TimestepEmbedding", "FinalLayer"),
+    ),
+    "sampling.tasks": ("ClassToImage",),
+    "training.ema": ("EMA",),
+    "training.optimizer": ("AdamW",),
+}
+registry.offer("fcdm_keras", _SERIALIZABLE)

@@ -5,7 +5,7 @@ Names are imported on first use, so that `import t2i` and every `--help` are qui
 
 import importlib
 
-from fcdm_keras import moved
+from fcdm_keras import moved, registry
 
 _HOMES = {
     "OpenCLIPTextEncoder": "text_encoder",
@@ -32,3 +32,6 @@ def __dir__():
 
 
 moved.keep({"t2i.presets": ("t2i.recipes",), "t2i.runs": ("t2i.load", "t2i.data")})
+
+_SERIALIZABLE = {"conditioning": ("TextConditioning",), "tasks": ("TextToImage",)}
+registry.offer("t2i", _SERIALIZABLE)

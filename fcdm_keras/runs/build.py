@@ -67,7 +67,7 @@ def copy_weights(source, target, same_conditions=True):
     old, new = source.conditioning, target.conditioning
     shapes = [[tuple(v.shape) for v in conditioning.weights] for conditioning in (old, new)]
     same = same_conditions and shapes[0] == shapes[1]
-    kept, made = (source.variables, target.variables) if same else (_without(source, old), _without(target, new))
+    kept, made = (source.weights, target.weights) if same else (_without(source, old), _without(target, new))
     for a, b in zip(kept, made, strict=True):
         b.assign(ops.cast(a.value, b.dtype) * 1)
     if same:
@@ -85,8 +85,8 @@ def _sizes(backbone):
 
 
 def _without(backbone, conditioning):
-    left_out = {id(variable) for variable in conditioning.variables}
-    return [variable for variable in backbone.variables if id(variable) not in left_out]
+    left_out = {id(variable) for variable in conditioning.weights}
+    return [variable for variable in backbone.weights if id(variable) not in left_out]
 
 
 def build_task(config, backbone, autoencoder=None, class_names=None):
@@ -105,8 +105,6 @@ def export_preset(trainer, folder, build_task):
     """
     backbone = type(trainer.backbone).from_config({**trainer.backbone.get_config(), "dtype": "float32"})
     trainer.ema.copy_to(backbone)
-    for source, target in zip(trainer.backbone.non_trainable_variables, backbone.non_trainable_variables, strict=True):
-        target.assign(ops.cast(source.value, target.dtype) * 1)
     task = build_task(backbone)
     with distribution.readable(task.variables):
         unfinished = folder.with_name(f".unfinished-{folder.name}")

@@ -15,7 +15,7 @@ def check_finite(task, latents, images, weights, guidance_scale):
         task: the `ImageTask` that drew.
         latents: what the sampler gave, `(B, h, w, c)`.
         images: what the autoencoder made of them, `(B, H, W, channels)`.
-        weights: values that were used in place of the backbone's trainable weights, or `None`.
+        weights: the values of the backbone's variables that were used.
         guidance_scale: the one drawn with.
     """
     finite = [ops.all(ops.isfinite(part)) for part in (latents, images)]
@@ -26,8 +26,7 @@ def check_finite(task, latents, images, weights, guidance_scale):
     else:
         part, what, advice = task.backbone, "The network gives latents", f"{guidance_scale=}, try a smaller one"
     if distribution.job().process_count == 1:  # else other processes may be computing
-        given = weights is not None and part is task.backbone
-        check_weights(*((part.trainable_variables, weights) if given else (part.variables,)))
+        check_weights(part.variables, weights if part is task.backbone else None)
     if getattr(part, "compute_dtype", "") == "float16":
         advice = "float16 overflows, load the model in float32 or bfloat16"
     raise FloatingPointError(f"{what} that are not finite: {advice}.")

@@ -19,6 +19,7 @@ from fcdm_keras.diffusion.samplers import SAMPLERS, taken
 from fcdm_keras.network.backbones import BACKBONES  # noqa: F401  (registers all, for presets)
 from fcdm_keras.network.base import DiffusionBackbone
 from fcdm_keras.network.conditioning import ClassConditioning, as_labels
+from fcdm_keras.network.weights import resolved
 from fcdm_keras.sampling.draw_options import DrawOptions
 from fcdm_keras.sampling.finite import check_finite
 
@@ -90,7 +91,7 @@ class ImageTask(keras_hub.models.Task):
         shape = self._latent_shape(tuple(sizes) if np.iterable(sizes) else (sizes, sizes))
         kind = (int(num_steps), sampler, float(own.eta), guidance_scale != 1, own.guidance_channels, shape)
         with self._one_at_a_time:
-            run, weights = self._compiled_sampler(*kind), self._values(own.weights)
+            run, weights = self._compiled_sampler(*kind), resolved(own.weights, self.backbone)
 
         def latents(places):
             return run(
@@ -105,21 +106,16 @@ class ImageTask(keras_hub.models.Task):
         sides = (side * self.autoencoder.downsampling_factor for side in shape[:2])
         empty = np.zeros((0, *sides, self.autoencoder.in_channels), "uint8")
         with self._one_at_a_time:  # of several threads; engines trace and swap weights in the whole process
-            return np.concatenate([empty, *self._images(latents, len(conditions), own, guidance_scale)])
+            return np.concatenate([empty, *self._images(latents, len(conditions), own, guidance_scale, weights)])
 
-    def _values(self, weights):
-        """The backbone's values for a draw: `weights`, or its own, and the statistics of a conditioning module."""
-        weights = [v.value for v in self.backbone.trainable_variables] if weights is None else list(weights)
-        return weights + [v.value for v in self.backbone.non_trainable_variables]
-
-    def _images(self, latents, count, own, guidance_scale):
+    def _images(self, latents, count, own, guidance_scale, weights):
         """Yields uint8 images, `count` in all, batch by batch; `latents(places)` draws those at `places`."""
         size = min(int(own.batch_size), count)
         for start in tqdm(range(0, count, size or 1), desc="sampling", unit="batch", disable=not own.verbose):
             # A short last batch is filled up, so that the loop is compiled once.
             drawn = latents(np.minimum(np.arange(start, start + size), count - 1))
             decoded = self.autoencoder.decode(self.autoencoder.from_diffusion(drawn))
-            check_finite(self, drawn, decoded, own.weights, guidance_scale)
+            check_finite(self, drawn, decoded, weights, guidance_scale)
             yield ops.convert_to_numpy(to_uint8(decoded))[: count - start]
 
     def _checked(self, conditions, nulls):
@@ -159,7 +155,8 @@ class ImageTask(keras_hub.models.Task):
 
     def _compiled_sampler(self, num_steps, sampler, eta, guided, channels, shape):
         """The whole sampling loop for one set of options as one compiled function, kept for the next call."""
-        key = (num_steps, sampler, eta, guided, channels, shape)
+        variables = self.backbone.variables
+        key = (num_steps, sampler, eta, guided, channels, shape, tuple(map(id, variables)))
         if key in self._compiled:
             return self._compiled[key]
         process = OBJECTIVES[self.objective]().process(num_steps)
@@ -176,7 +173,6 @@ class ImageTask(keras_hub.models.Task):
             drawn = taken(sampler, seed=seed, indices=indices)
             return SAMPLERS[sampler](predict, noise, process, **drawn, **options)
 
-        variables = [*self.backbone.trainable_variables, *self.backbone.non_trainable_variables]
         self._compiled[key] = backend.compiled(sample, variables, (0, 1, 2))
         return self._compiled[key]
 

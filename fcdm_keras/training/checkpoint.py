@@ -1,7 +1,7 @@
 """Checkpoints that a kill at any moment cannot spoil.
 
 A checkpoint is a folder `step-000001000/` with `trainer.weights.h5` (weights, EMA, optimizer, step) and
-`checkpoint.json` (step, checksum, shapes). It is written under a hidden name and renamed when all of it is on disk, so
+`checkpoint.json` (step, checksum, shapes, and in `state` what is no weight, such as the seeds of Dropout). It is written under a hidden name and renamed when all of it is on disk, so
 a folder with the final name is whole. Weights are in Keras's own format, the same on every backend.
 """
 
@@ -37,9 +37,13 @@ class CheckpointManager:
 
     Raises:
         OSError: if the folder cannot be written to, at once.
+        ValueError: for numbers of checkpoints that keep none.
     """
 
     def __init__(self, folder, keep_last=3, keep_every=0, read_only=False):
+        for name, value, least in (("keep_last", keep_last, 1), ("keep_every", keep_every, 0)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}. Received: {value!r}")
         self.folder = Path(folder)
         self.keep_last = keep_last
         self.keep_every = keep_every
@@ -80,7 +84,11 @@ class CheckpointManager:
             FloatingPointError: a weight is not finite; nothing is written.
             OSError: the disk is full or read-only; earlier checkpoints are untouched.
         """
-        step, state = trainer.steps_done, {"metrics": metric_sums(trainer)}
+        step = trainer.steps_done
+        state = {
+            "metrics": metric_sums(trainer),
+            "generators": [value.tolist() for value in distribution.host_arrays(_generators(trainer))],
+        }
         with distribution.readable([*_saved_variables(trainer), *trainer.metrics_variables]):
             _check_finite(trainer, step)
             unfinished = self.folder / f"{_UNFINISHED}{step:09d}"
@@ -130,7 +138,8 @@ class CheckpointManager:
     def restore(self, trainer):
         """Loads the newest whole checkpoint into a compiled `trainer`.
 
-        A damaged checkpoint is passed over with a warning.
+        A damaged checkpoint is passed over with a warning. The learning rate, or its schedule, is the one compiled; a
+        warning says so where the checkpoint's was another. What is frozen may differ from when it was written.
 
         Returns:
             The step, or `None` where there is no checkpoint.
@@ -165,13 +174,15 @@ class CheckpointManager:
 
     def _load(self, trainer, step):
         manifest = json.loads((self.path(step) / MANIFEST).read_text())
-        if manifest["shapes"] != _shapes(trainer):
+        if not _is_of_model(manifest["shapes"], trainer):
             saved, own = _count(manifest["shapes"]), _count(_shapes(trainer))
             raise ValueError(
                 f"{self.path(step)} was written by another configuration: it holds {saved:,} numbers in "
                 f"{len(manifest['shapes'])} tensors, this trainer {own:,} in {len(_shapes(trainer))}."
             )
         trainer.load_weights(self.path(step) / WEIGHTS)
+        for variable, value in zip(_generators(trainer), manifest.get("state", {}).get("generators", [])):
+            variable.assign(np.asarray(value, variable.dtype))
         loaded = trainer.steps_done
         if loaded != step:
             raise ValueError(f"{self.path(step)} holds step {loaded}; the checkpoint is inconsistent.")
@@ -202,6 +213,19 @@ def _saved_variables(trainer):
 
 def _shapes(trainer):
     return [list(variable.shape) for variable in _saved_variables(trainer)]
+
+
+def _is_of_model(shapes, trainer):
+    """Whether the model's part of a manifest's shapes is that of this trainer's: it does not depend on freezing."""
+    own, model = trainer.variables, trainer.ema.model.variables
+    first = next(i for i, variable in enumerate(own) if variable is model[0])
+    return shapes[first : first + len(model)] == [list(variable.shape) for variable in model]
+
+
+def _generators(trainer):
+    """State of the model that its weights file leaves out: the seeds of random layers."""
+    weights = {id(variable) for variable in trainer.ema.model.weights}
+    return [variable for variable in trainer.ema.model.variables if id(variable) not in weights]
 
 
 def _count(shapes):

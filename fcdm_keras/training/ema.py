@@ -5,14 +5,20 @@ import numpy as np
 from keras import ops
 
 from fcdm_keras import backend
+from fcdm_keras.network import weights
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
 class EMA(keras.layers.Layer):
-    """Keeps `average ← decay · average + (1 − decay) · weight` for each trainable weight of a built model.
+    """Keeps `average ← decay · average + (1 − decay) · weight` for each floating-point weight of a built model.
 
-    It starts at the model's weights and holds its averages as non-trainable float32 weights, so that they are saved
-    with whatever model owns this layer.
+    An average belongs to a variable, whether it is frozen or not: freezing a layer, unfreezing it or another order
+    changes nothing. The average of a weight that does not move is that weight, exactly. Statistics that layers keep
+    themselves, such as BatchNormalization's, are averaged too; state that is no floating-point number is copied.
+
+    It starts at the model's weights as they are at the first training step, and holds its averages as non-trainable
+    float32 weights, so that they are saved with whatever model owns this layer. Call `reset` after weights were loaded
+    into the model itself later on; a trainer's `load_weights` does so where a file has no averages.
 
     Args:
         model: a built Keras model or layer.
@@ -26,17 +32,47 @@ class EMA(keras.layers.Layer):
             raise ValueError(f"The EMA decay must lie in [0, 1). Received: {decay}")
         self.decay = decay
         self.warmup = warmup
-        self._sources = tuple(model.trainable_variables)  # a tuple, so that Keras does not track them as our own
-        self.averages = [
-            self.add_weight(
-                name=source.path.replace("/", "_"),
-                shape=source.shape,
-                initializer=lambda shape, dtype, source=source: _copied(source),
-                trainable=False,
-            )
-            for source in self._sources
-        ]
+        self._trained = lambda: model  # an attribute that Keras would track as a layer of ours
+        self._sources, self._at_first = (), frozenset(id(v) for v in model.trainable_variables)
+        self.averages = []
+        self.follow()
+        self.fresh = True  # whether the averages may still start anew
         self.built = True
+
+    @property
+    def model(self):
+        """The model whose weights are averaged."""
+        return self._trained()
+
+    def follow(self):
+        """Takes up weights that the model has got since, such as those of LoRA; they start as they are."""
+        known = {id(source): average for source, average in zip(self._sources, self.averages)}
+        sources = tuple(v for v in self.model.weights if _is_float(v))  # a tuple, which Keras does not track
+        averages = [known.get(id(source)) for source in sources]
+        if [id(source) for source in sources] != [id(source) for source in self._sources]:
+            self.averages = [self._new(s) if a is None else a for s, a in zip(sources, averages)]
+            self._sources = sources
+
+    def _new(self, source):
+        return self.add_weight(
+            name=source.path.replace("/", "_"),
+            shape=source.shape,
+            initializer=lambda shape, dtype: _copied(source),
+            trainable=False,
+        )
+
+    def reset(self):
+        """Starts anew from the present weights."""
+        self.follow()
+        for average, source in zip(self.averages, self._sources):
+            average.assign(_apart(source, "float32"))
+        self.fresh = True
+
+    def begin(self):
+        """Before a training step: starts from the weights as they are now, unless it has begun or was restored."""
+        if self.fresh:
+            self.reset()
+            self.fresh = False
 
     def update(self, step):
         """Moves every average once; `step` counts the updates, this one included (int or scalar tensor)."""
@@ -47,15 +83,86 @@ class EMA(keras.layers.Layer):
         backend.interpolate(self.averages, self._sources, 1.0 - decay)
 
     def values(self):
-        """The averages as tensors, in the order of the model's `trainable_variables`."""
-        return [average.value for average in self.averages]
+        """The averages as tensors, in the order of the model's `trainable_variables`.
+
+        The list knows where each belongs, and has the averages of frozen weights beside it: `draw(weights=…)` takes it
+        whatever is frozen before or after.
+        """
+        pairs = zip(self._sources, self.averages)
+        return weights.Values(self.model, {id(source): average.value for source, average in pairs})
 
     def copy_to(self, model):
-        """Assigns the averages to another model of the same architecture."""
-        for average, target in zip(self.averages, model.trainable_variables, strict=True):
-            target.assign(ops.cast(average.value, target.dtype) * 1)
+        """Assigns the averages, and the state that is not averaged, to another model of the same architecture.
+
+        The trained model itself may be given too.
+
+        Raises:
+            ValueError: the architectures differ; nothing was assigned.
+        """
+        own, target = self.model, model.weights
+        entries = [(path, i, v.shape) for i, (path, v) in enumerate(zip(weights.paths(own), own.weights))]
+        places = weights.matched(entries, model, "The averages")
+        averages = {id(source): average for source, average in zip(self._sources, self.averages)}
+        for place, source in zip(places, own.weights):
+            value = averages.get(id(source), source)
+            if value is not target[place]:
+                target[place].assign(_apart(value, target[place].dtype))
+
+    def stored(self):
+        """What a file needs: pairs of a weight and its average, of those that are or were trained, in order."""
+        trained = self._at_first | {id(v) for v in self.model.trainable_variables}
+        return [
+            (source, average)
+            for source, average in zip(self._sources, self.averages)
+            if id(source) in trained or not np.array_equal(*map(ops.convert_to_numpy, (source, average)))
+        ]
+
+    def save_own_variables(self, store):
+        for i, (_, average) in enumerate(self.stored()):
+            store[str(i)] = average
+
+    def load_own_variables(self, store):
+        """As in files of earlier versions, without paths, see `fcdm_keras.training.weight_file`."""
+        values = [store[str(i)] for i in range(len(store.keys()))]
+        self.assign(self.in_order([value.shape for value in values]), values)
+
+    def in_order(self, shapes):
+        """Places in `model.weights` of averages that are known by number alone.
+
+        Raises:
+            ValueError: no order that an earlier version wrote has these shapes.
+        """
+        for places in self.orders():
+            if [tuple(self.model.weights[place].shape) for place in places] == [tuple(shape) for shape in shapes]:
+                return places
+        raise ValueError(
+            f"The file holds {len(shapes)} averages, and {len(self.model.trainable_variables)} weights are trained now: it was written with "
+            "other layers frozen. Freeze the same ones, load, then unfreeze and compile again."
+        )
+
+    def orders(self):
+        """The orders in which earlier versions wrote averages: places of the weights trained now, at first, and all."""
+        every = [(place, v) for place, v in enumerate(self.model.weights) if _is_float(v)]
+        now, first = {id(v) for v in self.model.trainable_variables}, self._at_first
+        for ids in (now, first, first | now, {id(v) for _, v in every}):
+            yield [place for place, v in every if id(v) in ids]
+
+    def assign(self, places, values):
+        """Sets the averages of the weights at `places` of `model.weights`; others become those weights."""
+        given = {id(self.model.weights[place]): value for place, value in zip(places, values)}
+        for source, average in zip(self._sources, self.averages):
+            average.assign(given[id(source)] if id(source) in given else _apart(source, "float32"))
+        self.fresh = False
+
+
+def _is_float(variable):
+    return "float" in keras.backend.standardize_dtype(variable.dtype)
+
+
+def _apart(variable, dtype):
+    """The value in memory of its own: JAX donates the variable's buffer to the training step."""
+    return ops.cast(variable.value, dtype) * 1
 
 
 def _copied(variable):
-    """The value in memory of its own: JAX donates the variable's buffer to the training step."""
     return ops.convert_to_tensor(np.array(ops.convert_to_numpy(variable)), "float32")

@@ -5,8 +5,15 @@ from keras import ops
 
 from fcdm_keras import backend, distribution
 from fcdm_keras.diffusion import randomness
+from fcdm_keras.training import weight_file
 from fcdm_keras.training.ema import EMA
 from fcdm_keras.training.optimizer import AdamW
+
+_NO_CONFIG = (
+    "A {name} is not made from a configuration, so it cannot be saved whole, copied, cloned or pickled: use "
+    "trainer.save_weights and load_weights, or fcdm_keras.training.checkpoint.CheckpointManager, with a trainer made "
+    "in the same way; trainer.{trained} can be saved and copied, and a task of it saved by save_to_preset."
+)
 
 
 class StepTrainer(backend.TrainStep, keras.Model):
@@ -56,7 +63,47 @@ class StepTrainer(backend.TrainStep, keras.Model):
         if optimizer is None:
             optimizer = AdamW()
         super().compile(optimizer=optimizer, **kwargs)
+        self.ema.follow()
         self.optimizer.build(self.trainable_variables)  # before any weights are loaded
+
+    def make_train_function(self, force=False):
+        self.ema.begin()
+        return super().make_train_function(force)
+
+    def save_weights(self, filepath, *args, **kwargs):
+        """As `keras.Model.save_weights`: weights, EMA, optimizer and step, those of a layer that is frozen too."""
+        super().save_weights(filepath, *args, **kwargs)
+        if str(filepath).endswith(".weights.h5"):
+            weight_file.annotate(filepath, self)
+
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        """As `keras.Model.load_weights`, of a trainer's file or of the trained model's own.
+
+        Where the file has no averages, the EMA starts from the weights in it. Optimizer state is matched by weight, and
+        the learning rate stays as compiled, with a warning where it was another.
+
+        Raises:
+            ValueError: averages or optimizer state do not fit; nothing was loaded.
+        """
+        if not str(filepath).endswith(".weights.h5") or skip_mismatch or kwargs:
+            super().load_weights(filepath, skip_mismatch, **kwargs)
+        elif not weight_file.is_of_trainer(filepath, self):
+            self.ema.model.load_weights(filepath)
+            self.ema.reset()
+        else:
+            parts = [self.ema, *([self.optimizer] if self.optimizer else [])]
+            loader = super().load_weights
+            weight_file.load(filepath, self, lambda: loader(filepath, objects_to_skip=parts))
+
+    def save(self, *args, **kwargs):
+        raise NotImplementedError(_NO_CONFIG.format(name=type(self).__name__, trained=self.trained))
+
+    def get_config(self):
+        raise NotImplementedError(_NO_CONFIG.format(name=type(self).__name__, trained=self.trained))
+
+    @classmethod
+    def from_config(cls, config):
+        raise NotImplementedError(_NO_CONFIG.format(name=cls.__name__, trained=cls.trained))
 
     @property
     def steps_done(self):
