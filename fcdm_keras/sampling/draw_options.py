@@ -20,8 +20,8 @@ class DrawOptions:
         batch_size: images drawn at once.
         image_size: side in pixels, or (height, width), if not the task's own; the network is fully convolutional.
         first_index: index of the first image.
-        weights: values to use in place of the backbone's own: `EMA.values()`, whatever is frozen; a dict by path, such as
-            `x_embedder/kernel`; or a list in the order of its trainable weights.
+        weights: values to use in place of the backbone's own: `EMA.values()`, whatever is frozen; a dict by path,
+            such as `x_embedder/kernel`; or a list in the order of its trainable weights.
         verbose: show a progress bar.
     """
 

@@ -1,8 +1,9 @@
 """Checkpoints that a kill at any moment cannot spoil.
 
 A checkpoint is a folder `step-000001000/` with `trainer.weights.h5` (weights, EMA, optimizer, step) and
-`checkpoint.json` (step, checksum, shapes, and in `state` what is no weight, such as the seeds of Dropout). It is written under a hidden name and renamed when all of it is on disk, so
-a folder with the final name is whole. Weights are in Keras's own format, the same on every backend.
+`checkpoint.json` (step, checksum, shapes, and in `state` what is no weight, such as the seeds of Dropout). It is
+written under a hidden name and renamed when all of it is on disk, so a folder with the final name is whole. Weights
+are in Keras's own format, the same on every backend.
 """
 
 import contextlib

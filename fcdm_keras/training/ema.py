@@ -33,7 +33,8 @@ class EMA(keras.layers.Layer):
         self.decay = decay
         self.warmup = warmup
         self._trained = lambda: model  # an attribute that Keras would track as a layer of ours
-        self._sources, self._at_first = (), frozenset(id(v) for v in model.trainable_variables)
+        self._at_first = frozenset(id(v) for v in model.trainable_variables)
+        object.__setattr__(self, "_sources", ())
         self.averages = []
         self.follow()
         self.fresh = True  # whether the averages may still start anew
@@ -47,11 +48,11 @@ class EMA(keras.layers.Layer):
     def follow(self):
         """Takes up weights that the model has got since, such as those of LoRA; they start as they are."""
         known = {id(source): average for source, average in zip(self._sources, self.averages)}
-        sources = tuple(v for v in self.model.weights if _is_float(v))  # a tuple, which Keras does not track
+        sources = tuple(v for v in self.model.weights if _is_float(v))
         averages = [known.get(id(source)) for source in sources]
         if [id(source) for source in sources] != [id(source) for source in self._sources]:
             self.averages = [self._new(s) if a is None else a for s, a in zip(sources, averages)]
-            self._sources = sources
+            object.__setattr__(self, "_sources", sources)  # Keras would track them as weights of ours
 
     def _new(self, source):
         return self.add_weight(
@@ -118,13 +119,9 @@ class EMA(keras.layers.Layer):
         ]
 
     def save_own_variables(self, store):
-        for i, (_, average) in enumerate(self.stored()):
-            store[str(i)] = average
-
-    def load_own_variables(self, store):
-        """As in files of earlier versions, without paths, see `fcdm_keras.training.weight_file`."""
-        values = [store[str(i)] for i in range(len(store.keys()))]
-        self.assign(self.in_order([value.shape for value in values]), values)
+        """The weights, then their averages, as earlier versions wrote them and, where they read this file, expect."""
+        for i, variable in enumerate(variable for part in zip(*self.stored()) for variable in part):
+            store[str(i)] = variable
 
     def in_order(self, shapes):
         """Places in `model.weights` of averages that are known by number alone.
@@ -135,9 +132,10 @@ class EMA(keras.layers.Layer):
         for places in self.orders():
             if [tuple(self.model.weights[place].shape) for place in places] == [tuple(shape) for shape in shapes]:
                 return places
+        count = len(self.model.trainable_variables)
         raise ValueError(
-            f"The file holds {len(shapes)} averages, and {len(self.model.trainable_variables)} weights are trained now: it was written with "
-            "other layers frozen. Freeze the same ones, load, then unfreeze and compile again."
+            f"The file holds {len(shapes)} averages, and {count} weights are trained now: "
+            "it was written with other layers frozen. Freeze the same ones, load, then unfreeze and compile again."
         )
 
     def orders(self):

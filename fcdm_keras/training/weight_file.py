@@ -23,7 +23,8 @@ def annotate(file, trainer):
     model = trainer.ema.model
     places = {id(v): place for place, v in enumerate(model.weights)}
     with h5py.File(file, "r+") as content:
-        for i, (source, _) in enumerate(trainer.ema.stored()):
+        stored = trainer.ema.stored()
+        for i, (source, _) in enumerate(stored, start=len(stored)):
             _describe(content[f"ema/vars/{i}"], weights.path_in(model, source), places[id(source)], "average")
         if getattr(trainer, "optimizer", None) is None:
             return
@@ -58,7 +59,7 @@ def load(file, trainer, load_model):
     """
     with h5py.File(file, "r") as content:
         model, optimizer = trainer.ema.model, getattr(trainer, "optimizer", None)
-        averages, moments = _datasets(content, "ema/vars"), _datasets(content, "optimizer/vars")
+        averages, moments = _averages(content), _datasets(content, "optimizer/vars")
         places = _places(averages, trainer.ema)
         state = optimizer and moments and _State(moments, content["optimizer/vars"].attrs, optimizer, trainer.ema)
         load_model()
@@ -73,6 +74,12 @@ def load(file, trainer, load_model):
 def _datasets(content, name):
     group = content.get(name, {})
     return [group[str(i)] for i in range(len(group))]
+
+
+def _averages(content):
+    """The averages in a file, which follow their weights."""
+    datasets = _datasets(content, "ema/vars")
+    return datasets[len(datasets) // 2 :]
 
 
 def _value(dataset):
