@@ -14,11 +14,13 @@ from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.reconstruction import latent_moments, psnr, reconstruct
 from fcdm_keras.files import write_atomically
 from fcdm_keras.options import to_json
+from fcdm_keras.runs import owner
 from fcdm_keras.runs.folder import CHECKPOINTS, LOG, LOSSES, SCORES
+from fcdm_keras.runs.history import describe, read_history, settle
+from fcdm_keras.runs.owned import OwnedCheckpoints, StopWhereLost
 from fcdm_keras.sampling.writers import grid
 from fcdm_keras.training import callbacks
 from fcdm_keras.training.autoencoder import AutoencoderTrainer
-from fcdm_keras.training.checkpoint import CheckpointManager
 from fcdm_keras.training.optimizer import AdamW
 from fcdm_keras.training.plots import plot_losses
 
@@ -71,12 +73,21 @@ def draw_grid(autoencoder, held_out, folder):
     os.replace(folder / ".reconstructions.png", folder / "reconstructions.png")
 
 
+def _resume(trainer, manager, config, folder):
+    """Restores the newest checkpoint, and takes what was changed since. Returns its step, 0 where there is none."""
+    start = manager.restore(trainer) or 0
+    trainer.optimizer.learning_rate = config.learning_rate
+    if distribution.is_main():
+        settle(folder, start)
+    return start
+
+
 def train(config, folder, images, held_out):
     """Trains to the last step, resuming what is in `folder`. Returns the autoencoder with the averaged weights."""
     distribution.check_batch(config.batch_size, config.accumulation_steps)
-    manager = CheckpointManager(folder / CHECKPOINTS, keep_last=2)
+    manager = OwnedCheckpoints(folder / CHECKPOINTS, keep_last=2)
     trainer = build_trainer(config)
-    start = manager.restore(trainer) or 0
+    start = _resume(trainer, manager, config, folder)
     average = averaged(trainer)
     main = distribution.is_main()
     distribution.say(
@@ -85,6 +96,8 @@ def train(config, folder, images, held_out):
         f"{keras.__version__} on {keras.backend.backend()}, {config.steps:,} steps of {config.batch_size} crops"
         + (f", resumed at step {start:,}" if start else "")
     )
+    for entry in read_history(folder):
+        distribution.say(describe(entry))
 
     def draw():
         trainer.ema.copy_to(average)
@@ -101,6 +114,7 @@ def train(config, folder, images, held_out):
             verbose=0,
             shuffle=False,
             callbacks=[
+                StopWhereLost(folder),
                 callbacks.StepLog(config.log_every, config.batch_size, writers),
                 callbacks.StopOnNonFinite(),
                 callbacks.Checkpoint(manager, config.ckpt_every),
@@ -108,6 +122,7 @@ def train(config, folder, images, held_out):
                 *shown,
             ],
         )
+    owner.check(folder)
     if main:
         plot_losses(folder / LOG, folder / LOSSES, CURVES)
     trainer.ema.copy_to(average)
