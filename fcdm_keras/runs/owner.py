@@ -31,11 +31,13 @@ HOME = ".owner"  # in the run folder, while it is owned
 INTERVAL = 2.0  # seconds between signs of life
 QUIET = 15.0  # seconds without one, after which an owner elsewhere is taken for dead
 POLL = 0.25  # seconds between looks at a claim
+LOOKS = 4  # at which a process must be there: one that was just killed is not gone at once
 PATIENCE = 3.0  # seconds of waiting before it is told of
 
 _SIGN = 20  # bytes of a sign of life
 _CLAIMING = b"claiming".ljust(_SIGN)  # in its place, before the second look
 _FIELDS = {"host", "pid", "since", "machine", "began", "home", "token"}  # of an owner
+_EXITING = 4  # PF_EXITING among Linux's flags of a process
 _NUMBER = re.compile(r"\d{6,}")
 _held = {}  # real path of a folder → the claim of this process
 
@@ -168,15 +170,18 @@ class _Watch:
 
     def __init__(self, folder):
         self.folder = folder
-        self.seen, self.quiet, self.last, self.told = None, 0.0, 0.0, False
+        self.seen, self.quiet, self.last, self.told, self.looks = None, 0.0, 0.0, False, 0
 
     def alive(self, found):
         """True, False, or `None` as long as that is not known."""
         now, before = time.monotonic(), self.seen
         answer = _answers(found.owner, self.folder / HOME)
         sure = found.sign != _CLAIMING
-        if answer is False or (answer and sure):
-            return answer
+        if answer is False:
+            return False
+        if answer and sure:
+            self.looks += 1
+            return True if self.looks >= LOOKS else None
         same = before is not None and (before.number, before.owner) == (found.number, found.owner)
         if same and sure and before.sign != found.sign:
             return True
@@ -289,6 +294,7 @@ def _began(pid):
     """When a process began, in the kernel's ticks; `"ended"` for one that has, and `None` where that is not known."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "ended" if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
+        ended = fields[0] in "ZX" or int(fields[6]) & _EXITING
+        return "ended" if ended else fields[19]
+    except (OSError, IndexError, ValueError):
         return None
