@@ -1,9 +1,9 @@
 """What all commands share: settings declared once, the flags and checks made from them, and one frame for errors.
 
-A settings class is a frozen dataclass whose fields are made by `setting` or `changeable`: a field states its default,
-help, checks, choices, and whether it may change when a run is resumed, in one place. Its method `check` raises a
-ValueError for what makes no run. Stored as JSON, it is flat. Standard library only: bad flags are refused before
-anything heavy is imported.
+A settings class is a frozen dataclass whose fields are made by `setting`, `changeable` or `adjustable`: a field states
+its default, help, checks, choices, and whether it may change when a run is resumed, in one place. Its method `check`
+raises a ValueError for what makes no run. Stored as JSON, it is flat. Standard library only: bad flags are refused
+before anything heavy is imported.
 """
 
 import argparse
@@ -11,12 +11,14 @@ import contextlib
 import dataclasses
 import json
 import math
+import shlex
 import sys
 
 from fcdm_keras import signals
 from fcdm_keras.files import read_text, write_atomically
 
 REQUIRED = dataclasses.MISSING  # in place of a default
+ASKED = "asked"  # in place of whether a field may change: if its flag is given
 
 
 def setting(default=REQUIRED, help=None, *checks, choices=None, may_change=False):
@@ -27,7 +29,7 @@ def setting(default=REQUIRED, help=None, *checks, choices=None, may_change=False
         help: text of its flag; a field without has none.
         *checks: pairs of a predicate and what must hold, such as `at_least(1)`.
         choices: allowed values.
-        may_change: whether it may differ when a run is resumed.
+        may_change: whether it may differ when a run is resumed; `ASKED`: if its flag is given.
     """
     metadata = {"help": help, "checks": checks, "choices": choices, "may_change": may_change}
     return dataclasses.field(default=default, metadata=metadata)
@@ -36,6 +38,11 @@ def setting(default=REQUIRED, help=None, *checks, choices=None, may_change=False
 def changeable(default, help=None, *checks, choices=None):
     """A field that does not decide the result, so that it may change when a run is resumed; otherwise a `setting`."""
     return setting(default, help, *checks, choices=choices, may_change=True)
+
+
+def adjustable(default, help=None, *checks, choices=None):
+    """A field that may change while a run is trained, but not unasked: if its flag is given; otherwise a `setting`."""
+    return setting(default, help, *checks, choices=choices, may_change=ASKED)
 
 
 def at_least(lowest):
@@ -77,13 +84,26 @@ def check(settings):
 
 
 def may_change(settings_class):
-    """Names of the fields that may differ when a run is resumed."""
-    return {field.name for field in dataclasses.fields(settings_class) if field.metadata["may_change"]}
+    """Names of the fields that may differ when a run is resumed, asked or not."""
+    return {field.name for field in dataclasses.fields(settings_class) if field.metadata["may_change"] is True}
+
+
+def may_be_adjusted(settings_class):
+    """Names of the fields that may differ when a run is resumed if their flags are given."""
+    return {field.name for field in dataclasses.fields(settings_class) if field.metadata["may_change"] == ASKED}
 
 
 def flag(name):
     """A field's flag: `num_classes` → `--num-classes`."""
     return "--" + name.replace("_", "-")
+
+
+def flag_with(name, value):
+    """A field's flag as it is typed for a value of JSON: `--num-classes 10`, `--no-flips`, `--source 'a b'`."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag(f"no_{name}")
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return f"{flag(name)} {shlex.quote(text)}"
 
 
 def add_flags(parser, settings_class, show_defaults=False):
@@ -92,7 +112,7 @@ def add_flags(parser, settings_class, show_defaults=False):
     Args:
         parser: an `argparse.ArgumentParser`.
         settings_class: a settings class.
-        show_defaults: whether an unset flag means the field's default, which its help then tells; else it is `None`.
+        show_defaults: whether the help tells the field's default. The value of an unset flag is `None` all the same.
     """
     for field in dataclasses.fields(settings_class):
         text = field.metadata["help"]
@@ -101,7 +121,7 @@ def add_flags(parser, settings_class, show_defaults=False):
         options = {"help": text, "default": None}
         if show_defaults:
             shown = ",".join(map(str, field.default)) if field.type is tuple else field.default
-            options = {"help": f"{text} (default {shown})", "default": field.default}
+            options["help"] = f"{text} (default {shown})"
         if field.type is bool:
             parser.add_argument(flag(field.name), action=argparse.BooleanOptionalAction, **options)
         else:
@@ -247,19 +267,24 @@ def read_json(file):
     return json.loads(read_text(file))
 
 
-def differences(stored, now, free=(), hidden=()):
-    """Phrases `name=… there, … now` for what differs between two dicts of settings.
+def changes(stored, now, free=()):
+    """What differs between two dicts of settings: name → values there and now.
 
     Args:
         stored, now: dicts; what `now` lacks is not compared.
         free: names that may differ.
-        hidden: names of values that are too long to show.
     """
     stored, now = json.loads(json.dumps(stored)), json.loads(json.dumps(now))  # tuples are lists in a file
+    return {
+        name: (stored.get(name), value) for name, value in now.items() if name not in free and stored.get(name) != value
+    }
+
+
+def differences(stored, now, free=(), hidden=()):
+    """Phrases `name=… there, … now` for these `changes`; of the names in `hidden` no values, which are too long."""
     return [
-        name if name in hidden else f"{name}={stored.get(name)!r} there, {value!r} now"
-        for name, value in now.items()
-        if name not in free and stored.get(name) != value
+        name if name in hidden else f"{name}={there!r} there, {here!r} now"
+        for name, (there, here) in changes(stored, now, free).items()
     ]
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from fcdm_keras import options
-from fcdm_keras.options import REQUIRED, above, at_least, below, between, changeable, setting, share
+from fcdm_keras.options import REQUIRED, above, adjustable, at_least, below, between, changeable, setting, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +66,12 @@ class TrainConfig:
     data_workers: int = changeable(0, "processes that read training data; 0 reads in this one", at_least(0))
     init_from: str = setting("", "start from the weights of a preset, run or reference checkpoint (.pt)")
     global_batch_size: int = setting(256, "images per optimizer step, over all devices and micro-batches", at_least(1))
-    accumulation_steps: int = setting(1, "micro-batches per optimizer step; divides the global batch size", at_least(1))
-    learning_rate: float = setting(1e-4, "constant step size of AdamW", above(0))
-    weight_decay: float = setting(0.0, "AdamW's weight decay", at_least(0))
-    clip_norm: float = setting(0.0, "clip the gradients to this global norm; 0 is off", at_least(0))
+    accumulation_steps: int = changeable(
+        1, "micro-batches per optimizer step; divides the global batch size", at_least(1)
+    )
+    learning_rate: float = adjustable(1e-4, "constant step size of AdamW", above(0))
+    weight_decay: float = adjustable(0.0, "AdamW's weight decay", at_least(0))
+    clip_norm: float = adjustable(0.0, "clip the gradients to this global norm; 0 is off", at_least(0))
     ema_decay: float = setting(0.9999, "decay of the weights' moving average, per step", share())
     ema_warmup: bool = setting(False, "let the decay rise from 0.1 at the start")
     label_dropout: float = setting(0.1, "share of samples trained without label, for guidance", share())
@@ -78,7 +80,7 @@ class TrainConfig:
         "joint: one drop for all three tables; per_level: each on its own, as the reference",
         choices=("joint", "per_level"),
     )
-    precision: str = setting("float32", "dtype policy: float32, mixed_bfloat16 or mixed_float16", choices=PRECISIONS)
+    precision: str = adjustable("float32", "dtype policy: float32, mixed_bfloat16 or mixed_float16", choices=PRECISIONS)
     gradient_checkpointing: bool = changeable(False, "recompute blocks in the backward pass: less memory, more time")
     seed: int = setting(0, "seed of weights, data order, noise and timesteps", *SEED_CHECKS)
     log_every: int = changeable(100, "steps between log lines", at_least(1))
@@ -135,13 +137,15 @@ class VAEConfig:
     norm_num_groups: int = setting(8, "groups of the norms; divides every width", at_least(1))
     steps: int = changeable(1000, "optimizer steps in all", at_least(1))
     batch_size: int = setting(16, "crops per step", at_least(1))
-    accumulation_steps: int = setting(1, "micro-batches per step, to save memory; divides the batch size", at_least(1))
-    learning_rate: float = setting(1e-3, "constant step size of AdamW", above(0))
-    clip_norm: float = setting(1.0, "clip the gradients to this global norm; 0 is off", at_least(0))
+    accumulation_steps: int = changeable(
+        1, "micro-batches per step, to save memory; divides the batch size", at_least(1)
+    )
+    learning_rate: float = adjustable(1e-3, "constant step size of AdamW", above(0))
+    clip_norm: float = adjustable(1.0, "clip the gradients to this global norm; 0 is off", at_least(0))
     loss: str = setting("l1", "l1 or l2: absolute or squared error", choices=("l1", "l2"))
     kl_weight: float = setting(1e-6, "weight of the KL divergence", at_least(0))
     ema_decay: float = setting(0.999, "decay of the weights' moving average, per step", share())
-    precision: str = setting("float32", "dtype policy", choices=PRECISIONS)
+    precision: str = adjustable("float32", "dtype policy", choices=PRECISIONS)
     seed: int = setting(0, "seed of weights, crops and noise", *SEED_CHECKS)
     log_every: int = changeable(50, "steps between log lines", at_least(1))
     sample_every: int = changeable(500, "steps between reconstruction grids; 0 is never", at_least(0))

@@ -17,10 +17,12 @@ stopped at any moment. The folder then holds
 """
 
 import time
+from pathlib import Path
 
 from fcdm_keras.options import add_device_flags, add_flags, command_parser, device_options, given, reported
 from fcdm_keras.recipes import VAEConfig
-from fcdm_keras.runs.folder import open_vae_run
+from fcdm_keras.runs.folder import vae_opened
+from fcdm_keras.runs.shared import if_alone, if_one_of_several
 
 
 def parse(arguments=None):
@@ -40,12 +42,12 @@ def parse(arguments=None):
 def main(arguments=None):
     began = time.perf_counter()
     config, options = parse(arguments)
-    with reported("Stopped. The same command resumes from the last checkpoint."):
-        folder = open_vae_run(options.output, config)
+    folder, opening = Path(options.output), vae_opened(options.output, config, given(options, VAEConfig))
+    with reported("Stopped. The same command resumes from the last checkpoint."), if_alone(opening):
         from fcdm_keras import distribution
         from fcdm_keras.runs.autoencoder import train_and_export
 
-        with distribution.setup(**device_options(options)):
+        with distribution.setup(**device_options(options)), if_one_of_several(opening):
             train_and_export(config, folder)
             if not distribution.is_main():
                 return

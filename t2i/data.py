@@ -10,6 +10,7 @@ from fcdm_keras import distribution, options
 from fcdm_keras.files import write_atomically
 from fcdm_keras.runs import build
 from fcdm_keras.runs.data import ClassData, draw_scored, open_stored, reference_judge
+from fcdm_keras.runs.folder import begun
 from t2i import load
 from t2i.caption_store import CaptionedSource, CaptionStore
 from t2i.grid import captioned_grid
@@ -155,9 +156,9 @@ def _to_latents(autoencoder):
 
 
 def _check_remembered(folder, text):
-    """The run folder keeps to the text encoder that the run was started with."""
+    """The run folder keeps to the text encoder that the run was trained with so far."""
     file = folder / TEXT
-    if file.exists():
+    if file.exists() and begun(folder):
         stored, own = options.read_json(file)["identity"], text["identity"]
         if stored != own:
             raise ValueError(

@@ -10,6 +10,12 @@ from t2i.recipes import UNTRAINED
 class Shapes:
     """Captioned scenes of flat shapes, drawn as they are read."""
 
+    makes = ("text.json", "embeddings.npz", "autoencoder", "autoencoder.npz")
+    made_of = (
+        "seed", "latent_channels", "global_batch_size", "autoencoder_steps", "num_captions", "share_of_two",
+        "text_encoder", "text_weights", "text_seed",
+    )  # fmt: skip
+
     def resolve(self, config, given, dry_run=False):
         if config.image_size != 32 or config.latents:
             raise ValueError("the shapes are drawn, 32 pixels wide; leave out --image-size and --latents.")

@@ -13,8 +13,10 @@ from helpers import tiny_backbone
 from PIL import Image
 
 from fcdm_keras import options, sample
-from fcdm_keras.recipes import RECIPES, TrainConfig
-from fcdm_keras.runs.folder import open_run
+from fcdm_keras.recipes import RECIPES, TrainConfig, VAEConfig
+from fcdm_keras.runs.datasets import DATASETS
+from fcdm_keras.runs.folder import open_run, open_vae_run
+from fcdm_keras.runs.history import describe, read_history, settle
 from fcdm_keras.sampling.tasks import ClassToImage
 
 ROOT = Path(__file__).parent.parent
@@ -133,9 +135,79 @@ def test_a_run_folder_keeps_to_its_configuration(tmp_path):
     config = dataclasses.replace(RECIPES["digits"], results_dir=str(tmp_path))
     folder = open_run(config)
     assert json.loads((folder / "config.json").read_text())["recipe"] == "digits"
-    open_run(dataclasses.replace(config, steps=5000, ckpt_every=7))  # may change
-    with pytest.raises(ValueError, match="seed=0 there, 1 now"):
-        open_run(dataclasses.replace(config, seed=1))
+    (folder / "checkpoints" / "step-000000120").mkdir(parents=True)
+    open_run(dataclasses.replace(config, steps=5000, ckpt_every=7, accumulation_steps=2))  # may change
+    changed = dataclasses.replace(config, seed=1, flips=True, init_from="a b", learning_rate=0.5)
+    message = r"\(flips=False there, True now; .*; learning_rate=0.001 there, 0.5 now; seed=0 there, 1 now\): give the "
+    advice = r".* --no-flips --init-from '' --learning-rate 0.001 --seed 0 \(or --learning-rate 0.5, which changes it"
+    with pytest.raises(ValueError, match=message + advice):
+        open_run(changed, {"seed", "flips"})
+    assert options.from_json((folder / "config.json").read_text(), TrainConfig).seed == 0
+
+
+@pytest.mark.no_backend
+def test_what_a_flag_changes_is_kept_with_its_step(tmp_path):
+    def history():
+        return [describe(entry) for entry in read_history(folder)]
+
+    config = dataclasses.replace(RECIPES["digits"], results_dir=str(tmp_path))
+    folder = open_run(config)
+    (folder / "checkpoints" / "step-000000120").mkdir(parents=True)
+    lower = dataclasses.replace(config, learning_rate=1e-4)
+    for _ in range(2):  # the same command again adds nothing
+        open_run(lower, {"learning_rate"})
+        assert history() == ["learning_rate 0.001 → 0.0001 from step 120 on"]
+    with pytest.raises(
+        ValueError, match="give the .* --learning-rate 0.0001 .or --learning-rate 0.001, which changes it"
+    ):
+        open_run(config)
+    half = dataclasses.replace(lower, precision="mixed_bfloat16", clip_norm=1.0, learning_rate=1e-5)
+    open_run(half, {"precision", "clip_norm", "learning_rate"})  # at the same step: one change
+    assert sorted(history()) == [
+        "clip_norm 0.0 → 1.0 from step 120 on",
+        "learning_rate 0.001 → 1e-05 from step 120 on",
+        "precision float32 → mixed_bfloat16 from step 120 on",
+    ]
+    open_run(dataclasses.replace(half, learning_rate=1e-3), {"learning_rate"})
+    assert len(history()) == 2  # taken back
+    (folder / "checkpoints" / "step-000000200").mkdir()
+    open_run(dataclasses.replace(half, learning_rate=1e-3, clip_norm=0.0), {"clip_norm"})
+    settle(folder, 120)  # the newest was damaged
+    assert sorted(history()) == [
+        "clip_norm 0.0 → 1.0 from step 120 on",
+        "clip_norm 1.0 → 0.0 from step 120 on",
+        "precision float32 → mixed_bfloat16 from step 120 on",
+    ]
+    (folder / "history.json").write_text("[{")
+    with pytest.raises(ValueError, match="history.json holds no history of a run, or is damaged"):
+        open_run(dataclasses.replace(half, learning_rate=1.0, clip_norm=0.0), {"learning_rate"})
+
+
+@pytest.mark.no_backend
+def test_a_folder_without_a_checkpoint_takes_any_configuration(tmp_path):
+    """What a failed command left binds nobody; what it made of other settings is made anew."""
+    config = dataclasses.replace(RECIPES["photos"], results_dir=str(tmp_path))
+    folder = open_run(config, dataset=DATASETS["photos"])
+    for name in ("classes.json", "latents.json", "autoencoder/scores.json", "latents/store.json", "history.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("of the failed command")
+    (folder / "checkpoints" / ".unfinished-000000009").mkdir(parents=True)
+    other = dataclasses.replace(config, learning_rate=1.0, num_classes=7)
+    open_run(other, dataset=DATASETS["photos"])
+    assert sorted(path.name for path in folder.iterdir()) == ["autoencoder", "checkpoints", "config.json", "latents"]
+    assert options.from_json((folder / "config.json").read_text(), TrainConfig) == other
+    (folder / "config.json").write_text("{")
+    open_run(dataclasses.replace(other, seed=1), dataset=DATASETS["photos"])
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.json"]
+    vae = VAEConfig()
+    open_vae_run(tmp_path / "vae", vae)
+    open_vae_run(tmp_path / "vae", dataclasses.replace(vae, loss="l2"))
+    (tmp_path / "vae" / "checkpoints" / "step-000000002").mkdir(parents=True)
+    with pytest.raises(ValueError, match="loss='l2' there, 'l1' now.*: give .* --loss l2, or another --output"):
+        open_vae_run(tmp_path / "vae", vae)
+    (folder / "preset").mkdir()  # a finished model is kept, too
+    with pytest.raises(ValueError, match="seed=1 there, 0 now"):
+        open_run(other, dataset=DATASETS["photos"])
 
 
 @pytest.mark.no_backend

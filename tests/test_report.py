@@ -95,6 +95,8 @@ class Page(HTMLParser):
 def test_the_page_is_self_contained_and_shows_curves_grids_scores_and_settings(run, tmp_path, capsys):
     folder, _ = run
     (folder / "evaluation.json").write_text(json.dumps({"fid": 12.3456, "precision": 0.6789, "num_samples": 500}))
+    change = {"step": 1234, "date": "2026-11-25", "setting": "clip_norm", "before": 0.0, "after": 0.75}
+    (folder / "history.json").write_text(json.dumps([change]))
     report.main([str(folder), "--output", str(tmp_path / "report.html")])
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
@@ -105,7 +107,9 @@ def test_the_page_is_self_contained_and_shows_curves_grids_scores_and_settings(r
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64" and Image.open(io.BytesIO(base64.b64decode(data))).size[0] > 30
     assert {"FCDM-XS", "12.35", "0.6789", "0.987", "learning_rate", "0.001", "285.7", "DiT-XL/2"} <= set(page.cells)
+    assert " ".join(page.cells).count("1,234 clip_norm 0.0 0.75 2026-11-25") == 1
     markdown = (tmp_path / "report.md").read_text()
+    assert "| 1,234 | clip_norm | 0.0 | 0.75 | 2026-11-25 |" in markdown
     assert "| FCDM-XL | 698.8 | 1M | 64.6 | 272.7 | 7.91 | – | 135.55 | 0.71 | 0.64 | paper, table 3 |" in markdown
     parameters, macs = count(MODEL_SIZES["XS"], 8, 8, num_classes=10, in_channels=1)
     ours = next(line for line in markdown.splitlines() if "| FCDM-XS |" in line)

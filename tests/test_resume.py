@@ -142,9 +142,46 @@ def test_a_finished_run_can_be_scored_again_and_trained_on(uninterrupted):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-def test_a_run_folder_of_other_settings_is_refused(uninterrupted):
-    with pytest.raises(SystemExit, match="^error: .*learning_rate=0.001 there, 0.01 now"):
-        train(uninterrupted, "--learning-rate=0.01")
+@pytest.fixture(scope="module")
+def half_way(uninterrupted, tmp_path_factory):
+    """`uninterrupted` as it was at its first checkpoint, in a folder of its own."""
+    results = tmp_path_factory.mktemp("half_way")
+    shutil.copytree(uninterrupted, results, dirs_exist_ok=True)
+    shutil.rmtree(results / "digits" / "preset")
+    for step in (2 * EVERY, STEPS):
+        shutil.rmtree(results / "digits" / "checkpoints" / f"step-{step:09d}")
+    return results
+
+
+@pytest.mark.no_backend
+def test_a_run_goes_on_with_another_learning_rate_if_asked(half_way):
+    """A step size of almost nothing, from the checkpoint on: the weights stay, and the run says and keeps why."""
+    before = weights(half_way, EVERY)
+    with pytest.raises(SystemExit, match="^error: .*seed=0 there, 1 now.*: give .* --seed 0, or another --results-dir"):
+        train(half_way, "--seed=1")
+    changed = ["--learning-rate=1e-30", "--accumulation-steps=2", "--clip-norm=1"]
+    line = f"learning_rate 0.001 → 1e-30 from step {EVERY} on"
+    assert line in train(half_way, *changed).splitlines()
+    after = weights(half_way)
+    moved = [name for name, value in before.items() if not np.allclose(after[name], value, rtol=0, atol=1e-25)]
+    assert moved and not any(name.startswith("backbone/") for name in moved)
+    config = json.loads((half_way / "digits" / "config.json").read_text())
+    assert (config["learning_rate"], config["clip_norm"], config["accumulation_steps"]) == (1e-30, 1.0, 2)
+    entries = json.loads((half_way / "digits" / "history.json").read_text())
+    assert sorted((e["setting"], e["step"]) for e in entries) == [("clip_norm", EVERY), ("learning_rate", EVERY)]
+    with pytest.raises(SystemExit, match="^error: .*give .* --learning-rate 1e-30 --clip-norm 1.0 .or --learning-rate"):
+        train(half_way)
+
+
+@pytest.mark.no_backend
+def test_accumulation_changes_rounding_alone(uninterrupted, half_way, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "digits" / "checkpoints" / f"step-{STEPS:09d}")
+    train(tmp_path, "--accumulation-steps=4")
+    for name, value in weights(uninterrupted).items():
+        np.testing.assert_allclose(weights(tmp_path)[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    rows = [[row["loss"] for row in log(results)] for results in (uninterrupted, tmp_path)]
+    np.testing.assert_allclose(*rows, rtol=1e-5)
 
 
 def trajectory():

@@ -22,6 +22,7 @@ LAZY = {
     "quick": {
         *((f"fcdm_keras.{command}", "main") for command in COMMANDS - {"convert", "model_table"}),
         ("fcdm_keras.runs.command", "main"),
+        ("fcdm_keras.runs.shared", "if_one_of_several"),
         ("fcdm_keras.runs.datasets", "open"),
         ("fcdm_keras.runs.datasets", "fitted"),
         ("fcdm_keras.runs.datasets", "prepare"),
@@ -184,7 +185,7 @@ def test_data_workers_and_shapes_import_no_keras():
 
 def test_what_is_read_before_anything_heavy_needs_the_standard_library_only():
     quick = {"recipes", "files", "options", "signals", "moved", "registry"}
-    quick |= {"runs.folder", "runs.command", "runs.datasets"}
+    quick |= {"runs.folder", "runs.command", "runs.datasets", "runs.owner", "runs.history", "runs.shared"}
     quick |= {"sampling.flags", "data.classes"}
     modules = [*(f"fcdm_keras.{name}" for name in quick), "t2i", "t2i.recipes", "t2i.datasets"]
     for module in modules:

@@ -310,6 +310,11 @@ def test_a_finished_run_is_exported_again_and_other_settings_are_refused(finishe
     assert "resumed at step 6" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="^error: .*another configuration .*loss='l1' there, 'l2' now"):
         train_vae.main([*FLAGS, "--loss=l2", "--output", str(finished)])
+    train_vae.main([*FLAGS, "--steps=6", "--learning-rate=1e-4", "--accumulation-steps=2", "--output", str(finished)])
+    assert "learning_rate 0.001 → 0.0001 from step 6 on" in capsys.readouterr().out
+    assert json.loads((finished / "settings.json").read_text())["learning_rate"] == 1e-4
+    with pytest.raises(SystemExit, match="^error: .*learning_rate=0.0001 there, 0.001 now.*--learning-rate 0.0001 "):
+        train_vae.main([*FLAGS, "--steps=6", "--output", str(finished)])
 
 
 @pytest.mark.no_backend

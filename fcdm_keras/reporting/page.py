@@ -10,6 +10,7 @@ from fcdm_keras.reporting.tables import HEADINGS, read_run, tables
 from fcdm_keras.training.plots import plot_losses, plot_runs, plot_scores
 
 MAX_GRIDS = 4
+CHANGES = ("From step", "Setting", "Before", "After", "Date")
 
 STYLE = """<style>
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --ours: #2a7de11f; --accent: #2a7de1; }
@@ -73,6 +74,8 @@ def markdown(runs):
     for run in runs:
         if run.judged:
             lines += ["", f"## Scores of {run.name}", "", *_markdown_table(("Score", "Value"), _score_rows(run))]
+        if run.changes:
+            lines += ["", f"## Changed while training {run.name}", "", *_markdown_table(CHANGES, _change_rows(run))]
         lines += ["", f"## Settings of {run.name}", "", *_markdown_table(("Setting", "Value"), _setting_rows(run))]
     return "\n".join(lines) + "\n"
 
@@ -113,11 +116,17 @@ def _run(run):
         yield _picture(title, png)
     if not run.rows:
         yield "<p>Nothing is logged yet.</p>"
+    if run.changes:
+        yield "<h3>Changed while training</h3>" + _table(CHANGES, _change_rows(run))
     yield f"<details><summary>Settings</summary>{_table(('Setting', 'Value'), _setting_rows(run))}</details>"
 
 
 def _score_rows(run):
     return [(name.replace("_", " "), _number(value)) for name, value in run.judged.items()]
+
+
+def _change_rows(run):
+    return [(f"{e['step']:,}", e["setting"], e["before"], e["after"], e["date"]) for e in run.changes]
 
 
 def _setting_rows(run):

@@ -8,6 +8,7 @@ from fcdm_keras.network.costs import COUNTS, count
 from fcdm_keras.recipes import MODEL_SIZES, TrainConfig
 from fcdm_keras.reporting.paper import TABLES
 from fcdm_keras.runs.folder import stored_config
+from fcdm_keras.runs.history import HISTORY, read_history
 from fcdm_keras.training.callbacks import read_csv
 
 SCORES = ("fid", "sfid", "inception_score", "precision", "recall")
@@ -27,6 +28,7 @@ class Run:
     rows: list  # of log.csv
     judged: dict  # scores.json
     evaluations: dict  # file name → scores of ADM's suite
+    changes: list = dataclasses.field(default_factory=list)  # of settings while it was trained: history.json
     embedding_dim: int | None = None  # of the encoder of the conditions, if they are embeddings
 
     @property
@@ -49,6 +51,8 @@ def read_run(folder):
         content = _read_json(file)
         if file.name == "scores.json":
             run.judged = content
+        elif file.name == HISTORY:
+            run.changes = read_history(folder)
         elif file.name != "config.json" and isinstance(content, dict):
             if set(SCORES) & content.keys():
                 run.evaluations[file.name] = content

@@ -14,12 +14,13 @@ from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.reconstruction import latent_moments, psnr, reconstruct
 from fcdm_keras.files import write_atomically
 from fcdm_keras.options import to_json
-from fcdm_keras.runs import loop
+from fcdm_keras.runs import loop, owner
 from fcdm_keras.runs.folder import CHECKPOINTS, LOG, LOSSES, SCORES
+from fcdm_keras.runs.history import describe, read_history, settle
+from fcdm_keras.runs.owned import OwnedCheckpoints
 from fcdm_keras.sampling.writers import grid
 from fcdm_keras.training import callbacks
 from fcdm_keras.training.autoencoder import AutoencoderTrainer
-from fcdm_keras.training.checkpoint import CheckpointManager
 from fcdm_keras.training.optimizer import AdamW
 from fcdm_keras.training.plots import plot_losses
 
@@ -72,6 +73,15 @@ def draw_grid(autoencoder, held_out, folder):
     os.replace(folder / ".reconstructions.png", folder / "reconstructions.png")
 
 
+def _resume(trainer, manager, config, folder):
+    """Restores the newest checkpoint, and takes what was changed since. Returns its step, 0 where there is none."""
+    start = manager.restore(trainer) or 0
+    trainer.optimizer.learning_rate = config.learning_rate
+    if distribution.is_main():
+        settle(folder, start)
+    return start
+
+
 def train(config, folder, images, held_out):
     """Trains to the last step, resuming what is in `folder`.
 
@@ -79,9 +89,9 @@ def train(config, folder, images, held_out):
         The autoencoder with the averaged weights, and the steps done.
     """
     distribution.check_batch(config.batch_size, config.accumulation_steps)
-    manager = CheckpointManager(folder / CHECKPOINTS, keep_last=2)
+    manager = OwnedCheckpoints(folder / CHECKPOINTS, keep_last=2)
     trainer = build_trainer(config)
-    start = manager.restore(trainer) or 0
+    start = _resume(trainer, manager, config, folder)
     average = averaged(trainer)
     distribution.say(
         f"{folder}: autoencoder of factor {config.downsampling_factor}, {trainer.autoencoder.count_params():,} "
@@ -89,6 +99,8 @@ def train(config, folder, images, held_out):
         f"{keras.__version__} on {keras.backend.backend()}, {config.steps:,} steps of {config.batch_size} crops"
         + (f", resumed at step {start:,}" if start else "")
     )
+    for entry in read_history(folder):
+        distribution.say(describe(entry))
 
     def draw():
         trainer.ema.copy_to(average)
@@ -97,6 +109,7 @@ def train(config, folder, images, held_out):
     if start < config.steps:
         _fit(config, folder, images, trainer, manager, start, draw)
     loop.tell_if_beyond(folder, start, config.steps)
+    owner.check(folder)
     if distribution.is_main():
         plot_losses(folder / LOG, folder / LOSSES, CURVES)
     trainer.ema.copy_to(average)

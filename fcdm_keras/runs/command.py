@@ -12,7 +12,8 @@ from collections.abc import Callable
 from fcdm_keras import options
 from fcdm_keras.files import write_atomically
 from fcdm_keras.recipes import TrainConfig
-from fcdm_keras.runs.folder import SCORES, open_run
+from fcdm_keras.runs.folder import SCORES, folder_of, opened
+from fcdm_keras.runs.shared import if_alone, if_one_of_several
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,10 @@ class TrainCommand:
 
     def parse(self, arguments=None):
         """The resolved settings, and the devices. Ends the program for flags or data that make no run."""
+        return self._parse(arguments)[:2]
+
+    def _parse(self, arguments):
+        """As `parse`, and the settings that flags gave."""
         parser = argparse.ArgumentParser(
             description=self.description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
@@ -53,26 +58,28 @@ class TrainCommand:
             sys.exit()
         if len(sys.argv) == 1:
             print(self.hint)
-        return config, options.device_options(parsed)
+        return config, options.device_options(parsed), given
 
     def main(self, arguments=None):
         """Trains to the last step, resuming what is in the run folder, and scores what the model draws."""
         began = time.perf_counter()
-        config, devices = self.parse(arguments)
-        with options.reported("Stopped. The same command resumes from the last checkpoint."):
-            folder = open_run(config)
+        config, devices, given = self._parse(arguments)
+        folder, opening = folder_of(config), opened(config, given, self.dataset_of(config))
+        with options.reported("Stopped. The same command resumes from the last checkpoint."), if_alone(opening):
             from fcdm_keras import distribution
             from fcdm_keras.runs.fit import fit_run
 
-            with distribution.setup(**devices):
+            with distribution.setup(**devices), if_one_of_several(opening):
                 dataset = self.dataset_of(config)
                 config = dataset.prepare(config, folder)
                 data, trainer, task = fit_run(config, folder, dataset)
                 scores = data.score(config, folder, trainer, task)
-                if not distribution.is_main():
-                    return
+                if distribution.is_main():
+                    self._conclude(config, folder, data, scores, time.perf_counter() - began)
+
+    def _conclude(self, config, folder, data, scores, seconds):
         if scores:
             print(f"\n{data.describe(config, scores)}")
-        scores["seconds"] = round(time.perf_counter() - began, 1)
+        scores["seconds"] = round(seconds, 1)
         write_atomically(folder / SCORES, options.to_json(scores))
-        print(f"  {scores['seconds']:.0f} s in all; images, curves, scores and the model are in {folder}/")
+        print(f"  {seconds:.0f} s in all; images, curves, scores and the model are in {folder}/")

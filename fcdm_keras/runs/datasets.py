@@ -6,7 +6,9 @@ A data set checks the settings of a run before anything heavy is imported, and o
   raises ValueError or OSError, in one sentence, if there is nothing to train on;
 - `prepare(config, folder)`: makes what must be there first, and returns the settings with it; mostly nothing;
 - `open(config, folder)`: the opened data, a `ClassData` (`fcdm_keras.runs.data`) or like one: what the samples are,
-  how a grid of them is drawn, how images are judged and how scores are shown.
+  how a grid of them is drawn, how images are judged and how scores are shown;
+- if it makes something in the run folder first: `makes`, the names of these files and folders, and `made_of`, the
+  settings that they follow from. They are made anew if such a setting changes before anything was trained with them.
 
 Standard library only. Each method that computes imports what it needs itself.
 """
@@ -76,6 +78,8 @@ class Stored:
 
 class Photos(Stored):
     """Three embedded photographs, through an autoencoder that is trained on them first, and a store of its latents."""
+
+    makes, made_of = ("autoencoder", "latents"), ("seed", "image_size")
 
     def resolve(self, config, given, dry_run=False):
         if config.latents:

@@ -11,12 +11,13 @@ from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.callback import Evaluate
 from fcdm_keras.network.costs import describe_memory, gib
 from fcdm_keras.recipes import MODEL_SIZES
-from fcdm_keras.runs import build, loop
+from fcdm_keras.runs import build, loop, owner
 from fcdm_keras.runs import folder as run_folder
 from fcdm_keras.runs.data import sampling_options
 from fcdm_keras.runs.datasets import dataset_of
+from fcdm_keras.runs.history import describe, read_history, settle
+from fcdm_keras.runs.owned import OwnedCheckpoints
 from fcdm_keras.training import callbacks
-from fcdm_keras.training.checkpoint import CheckpointManager
 from fcdm_keras.training.plots import plot_losses
 from fcdm_keras.training.pulse import Pulse
 
@@ -34,14 +35,14 @@ def fit_run(config, folder, dataset=None):
 
     Raises:
         ValueError, OSError: the data, the devices, the weights to start from, or the folder's checkpoints do not fit
-            the run.
+            the run, or the folder is another command's now.
         FloatingPointError: the loss is not finite.
     """
     distribution.check_batch(config.global_batch_size, config.accumulation_steps)
     distribution.check_model(MODEL_SIZES[config.model].hidden_channels)
     check_agreement(dataclasses.asdict(config))
     check_shared(folder)
-    manager = CheckpointManager(folder / run_folder.CHECKPOINTS, config.keep_last, config.keep_every)
+    manager = OwnedCheckpoints(folder / run_folder.CHECKPOINTS, config.keep_last, config.keep_every)
     data = (dataset or dataset_of(config)).open(config, folder)
     run_folder.remember_classes(folder, getattr(data, "class_names", None))
     backbone = data.build_backbone(config)
@@ -50,9 +51,13 @@ def fit_run(config, folder, dataset=None):
         distribution.say(f"Started from {config.init_from}: {done}.")
     trainer = build.build_trainer(config, backbone)
     start = manager.restore(trainer) or 0
+    trainer.optimizer.learning_rate = config.learning_rate  # which may have changed
+    if distribution.is_main():
+        settle(folder, start)
     task = data.build_task(config, trainer.backbone)
     _describe(config, folder, data, trainer, start)
     _fit(config, folder, data, trainer, task, manager, start)
+    owner.check(folder)
     if distribution.is_main():
         plot_losses(folder / run_folder.LOG, folder / run_folder.LOSSES)
     build.export_preset(trainer, folder / run_folder.PRESET, lambda averaged: data.build_task(config, averaged))
@@ -145,6 +150,8 @@ def _describe(config, folder, data, trainer, start):
         f"{config.steps:,} steps of {config.global_batch_size} images"
         + (f", resumed at step {start:,}" if start else "")
     )
+    for entry in read_history(folder):
+        distribution.say(describe(entry))
     side = config.image_size // data.autoencoder.downsampling_factor
     placed = distribution.job()
     distribution.say(f"data: {data.description}\ndevices: {distribution.describe()}")

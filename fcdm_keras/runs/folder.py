@@ -8,25 +8,44 @@ runs/digits/
   scores.json       scores of the samples (digits)      scores.csv     scores while training (--eval-every)
   latents.json      the metadata of the latent store that the run was started on
   classes.json      the classes' names in the order of their numbers, where they have names
+  history.json      settings that were changed while training, with their steps
+  .owner/           the claim of the command that is at work there
 """
 
+import contextlib
 import dataclasses
+import re
+import shutil
 from pathlib import Path
 
 from fcdm_keras import options
 from fcdm_keras.files import read_text, write_atomically
 from fcdm_keras.recipes import TrainConfig
+from fcdm_keras.runs.history import HISTORY, record
+from fcdm_keras.runs.owner import owned
 
 CONFIG, CHECKPOINTS, PRESET = "config.json", "checkpoints", "preset"
 LOG, LOSSES, TENSORBOARD = "log.csv", "loss.png", "tensorboard"
 SCORES, SCORE_LOG, LATENTS, CLASSES = "scores.json", "scores.csv", "latents.json", "classes.json"
+VAE_CONFIG, VAE = "settings.json", "vae"  # of an autoencoder's run: its configuration, and what it exports
+_CHECKPOINT = re.compile(r"step-(\d{9})")
 
 
-def open_run(config):
+def folder_of(config):
+    """Path of the run folder of a `TrainConfig`."""
+    return Path(config.results_dir) / config.recipe
+
+
+def open_run(config, given=(), dataset=None):
     """Creates or re-opens the run folder of `config` and stores the configuration there.
+
+    What flags change of a run that has begun is kept in its history. A folder without a checkpoint takes any
+    configuration.
 
     Args:
         config: a `TrainConfig`, or of a class derived from it.
+        given: names of the settings that flags gave.
+        dataset: its data set, whose `makes` are removed where they are of other settings that nothing was trained with.
 
     Returns:
         Path of the folder.
@@ -35,26 +54,76 @@ def open_run(config):
         ValueError: the folder holds a run of another configuration.
         OSError: the folder cannot be written to.
     """
-    folder = Path(config.results_dir) / config.recipe
-    if (folder / CONFIG).exists():
-        stored = stored_config(folder, type(config))
-        _check_same(dataclasses.asdict(stored), config, folder, "--results-dir")
-    options.open_folder(folder, CONFIG, config)
-    return folder
+    folder = folder_of(config)
+
+    def stored():
+        return dataclasses.asdict(stored_config(folder, type(config)))
+
+    return _open(folder, CONFIG, stored, config, given, dataset)
 
 
-def open_vae_run(output, config):
+def open_vae_run(output, config, given=()):
     """As `open_run`, of the run of a `VAEConfig` in the folder `output`, whose configuration is in `settings.json`."""
     folder = Path(output)
-    file = folder / "settings.json"
-    if file.exists():
-        try:
-            stored = dict(options.read_json(file))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{file} cannot be read; remove it, or give another --output: {error}") from None
-        _check_same(stored, config, folder, "--output")
-    options.open_folder(folder, file.name, config)
+    return _open(folder, VAE_CONFIG, lambda: _read_vae_config(folder / VAE_CONFIG), config, given)
+
+
+@contextlib.contextmanager
+def opened(config, given=(), dataset=None):
+    """A context that owns the run folder, see `fcdm_keras.runs.owner`, opened as by `open_run`."""
+    with owned(folder_of(config)):
+        yield open_run(config, given, dataset)
+
+
+@contextlib.contextmanager
+def vae_opened(output, config, given=()):
+    """A context that owns the folder of an autoencoder's run, opened as by `open_vae_run`."""
+    with owned(output, "--output"):
+        yield open_vae_run(output, config, given)
+
+
+def begun(folder):
+    """Whether a run folder holds what a run goes on from, or a finished model."""
+    return newest_step(folder) is not None or any(Path(folder, name).exists() for name in (PRESET, VAE))
+
+
+def newest_step(folder):
+    """The step of a run's newest checkpoint, whole or not; `None` where there is none."""
+    checkpoints = Path(folder) / CHECKPOINTS
+    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    return max((int(match[1]) for match in map(_CHECKPOINT.fullmatch, names) if match), default=None)
+
+
+def _open(folder, file, read, config, given, dataset=None):
+    if begun(folder):
+        if (folder / file).exists():
+            place = "--results-dir" if file == CONFIG else "--output"
+            changed = _allowed(read(), config, given, folder, place)
+            if changed:  # before the configuration: a kill in between repeats this
+                record(folder, newest_step(folder) or 0, changed)
+    else:
+        _forget(folder, file, read, config, dataset)
+    options.open_folder(folder, file, config)
     return folder
+
+
+def _forget(folder, file, read, config, dataset):
+    """Removes what a command left that trained nothing."""
+    for name in (CLASSES, LATENTS, HISTORY):
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
+    if not (folder / file).exists():
+        return
+    try:
+        changed = options.changes(read(), dataclasses.asdict(config))
+    except ValueError:
+        changed = dataclasses.asdict(config)
+    if changed.keys() & set(getattr(dataset, "made_of", ())) and not config.latents:
+        for path in (folder / name for name in dataset.makes):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def stored_config(folder, config_class=TrainConfig, others=False):
@@ -98,10 +167,27 @@ def stored_classes(folder):
     return None
 
 
-def _check_same(stored, config, folder, place):
-    different = options.differences(stored, dataclasses.asdict(config), options.may_change(type(config)))
+def _read_vae_config(file):
+    try:
+        return dict(options.read_json(file))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read; remove it, or give another --output: {error}") from None
+
+
+def _allowed(stored, config, given, folder, place):
+    """What given flags change of a run: name → values before and after. Raises ValueError for other changes."""
+    kind, now = type(config), dataclasses.asdict(config)
+    may_be_asked = options.may_be_adjusted(kind)
+    adjusted = may_be_asked & set(given)
+    different = options.changes(stored, now, options.may_change(kind) | adjusted)
     if different:
+        phrases = options.differences(stored, {name: now[name] for name in different})
+        flags = " ".join(options.flag_with(name, there) for name, (there, _) in different.items() if there is not None)
+        asked = " ".join(options.flag_with(name, now[name]) for name in different if name in may_be_asked)
         raise ValueError(
-            f"{folder} holds a run of another configuration ({'; '.join(different)}): give the flags that it was "
-            f"started with to resume it, or another {place}."
+            f"{folder} holds a run of another configuration ({'; '.join(phrases)}): give the flags that it was "
+            f"started with to resume it, {flags}"
+            + (f" (or {asked}, which changes it from here on)" if asked else "")
+            + f", or another {place}."
         )
+    return options.changes(stored, {name: now[name] for name in adjusted})

@@ -3,6 +3,7 @@
 import sys
 
 from fcdm_keras import backend, distribution, signals
+from fcdm_keras.runs.owned import StopWhereLost
 from fcdm_keras.training import callbacks
 from fcdm_keras.training.logs import last_row
 from fcdm_keras.training.stop import Stop
@@ -19,7 +20,7 @@ def fit(trainer, batches, manager, start, steps, *, log, ckpt_every, progress=()
     Args:
         trainer: a compiled `StepTrainer`, at step `start`.
         batches: this process's rows of the batches from step `start` on.
-        manager: its `CheckpointManager`.
+        manager: its `OwnedCheckpoints`.
         start, steps: steps done, and of the whole run.
         log: `every`, `batch_size` and `writers` of `StepLog`.
         ckpt_every: steps between checkpoints.
@@ -33,6 +34,7 @@ def fit(trainer, batches, manager, start, steps, *, log, ckpt_every, progress=()
     """
     stop = Stop()
     saving = [
+        StopWhereLost(manager.folder),
         callbacks.StepLog(*log, manager.metric_sums(start)),
         callbacks.StopOnNonFinite(),
         callbacks.Checkpoint(manager, ckpt_every),

@@ -11,9 +11,9 @@ from fcdm_keras.autoencoders import PatchAutoencoder
 from fcdm_keras.data.batches import training_batches
 from fcdm_keras.files import replacing
 from fcdm_keras.runs import loop
+from fcdm_keras.runs.owned import OwnedCheckpoints
 from fcdm_keras.training import callbacks
 from fcdm_keras.training.autoencoder import AutoencoderTrainer
-from fcdm_keras.training.checkpoint import CheckpointManager
 from fcdm_keras.training.optimizer import AdamW
 from t2i.shapes.drawing import draw_all
 from t2i.shapes.scenes import random_scene
@@ -78,7 +78,7 @@ def _train(config, folder):
         0.0, steps - warmup, alpha=0.01, warmup_target=LEARNING_RATE, warmup_steps=warmup
     )
     trainer.compile(AdamW(schedule))
-    manager = CheckpointManager(folder / UNFINISHED, keep_last=1)
+    manager = OwnedCheckpoints(folder / UNFINISHED, keep_last=1)
     start = manager.restore(trainer) or 0
     distribution.say(
         f"autoencoder: {autoencoder.count_params():,} parameters, trained first, for {steps:,} steps of {batch_size} "
