@@ -33,13 +33,9 @@ def fit(trainer, batches, manager, start, steps, *, log, ckpt_every, progress=()
         OSError: a checkpoint cannot be written.
     """
     stop = Stop()
-    saving = [
-        StopWhereLost(manager.folder),
-        callbacks.StepLog(*log, manager.metric_sums(start)),
-        callbacks.StopOnNonFinite(),
-        callbacks.Checkpoint(manager, ckpt_every),
-        *progress,
-    ]
+    log = callbacks.StepLog(*log, manager.metric_sums(start))
+    checks = [StopWhereLost(manager.folder), log, callbacks.StopOnNonFinite()]
+    saving = [*checks, callbacks.Checkpoint(manager, ckpt_every), *progress]
     try:
         with stop.listening:
             try:
