@@ -13,7 +13,7 @@ Training and inference:
 - `gathered(losses)`: within a step, per-sample losses of the global batch from those of the samples at hand.
 - `feed(batches)`: batches of this process's rows in the form that `fit` takes.
 - `placed(batch)`: one of them in the form that `train_on_batch` takes, where it is cut over this process's devices.
-- `SAME_KEYS`: whether all batches of a data set must be dicts with the same keys.
+- `same_keys()`: whether all batches of a data set must be dicts with the same keys.
 - `compiled(function, variables, batched)`: `run(values, *args)` computes `function(*args)` with `variables` holding
   `values`, without gradients, compiled where the backend compiles. The rows of the arguments numbered in `batched` are
   spread over the devices of this process; the results then have rows too.
@@ -53,7 +53,7 @@ rows = _on_backend.rows
 gathered = _on_backend.gathered
 feed = _on_backend.feed
 placed = _on_backend.placed
-SAME_KEYS = _on_backend.SAME_KEYS
+same_keys = _on_backend.same_keys
 compiled = _on_backend.compiled
 allow_tf32 = _on_backend.allow_tf32
 full_precision = _on_backend.full_precision

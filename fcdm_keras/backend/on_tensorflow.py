@@ -18,9 +18,6 @@ CUTS_MODELS = False
 _strategy = None  # made by `connect` where there are several processes, for it must come before any other operation
 
 
-SAME_KEYS = True  # a data set has one structure
-
-
 class TrainStep:
     def train_step(self, data):
         # Keras runs one step more at the end of a finite data set and aborts it when no batch comes. Nothing of the
@@ -129,6 +126,10 @@ def placed(batch):
         )
         for name in batch
     }
+
+
+def same_keys():
+    return True  # a data set has one structure
 
 
 def _rows_of_one(logs):

@@ -70,7 +70,7 @@ class Batches:
                 f"With several processes, each one's batches of a data set must be divisible by {self.own_parts}, its "
                 f"devices × accumulation steps: leave out the short one, or give whole arrays. Received: {size} samples"
             )
-        return padded(batch, self.own_parts, marked=backend.SAME_KEYS and self.own_parts > 1)
+        return padded(batch, self.own_parts, marked=backend.same_keys() and self.own_parts > 1)
 
     def alone(self, data):
         """A batch that is given as arrays: this process's rows of it."""
@@ -115,12 +115,12 @@ class ArrayBatches(keras.utils.PyDataset):
         super().__init__()
         self.arrays, self.batch_size, self.parts, self.shuffle, self.seed = arrays, batch_size, parts, shuffle, seed
         self.count = len(next(iter(arrays.values())))
-        if backend.SAME_KEYS and distribution.job().process_count > 1:
+        if backend.same_keys() and distribution.job().process_count > 1:
             self.parts = -(-batch_size // parts) * parts  # there, all batches have one size
         self._epoch, self._begun = steps_done // len(self), False
         self._order = None
         sizes = {min(batch_size, self.count), self.count % batch_size or batch_size}
-        self._marked = backend.SAME_KEYS and any(size % self.parts for size in sizes)
+        self._marked = backend.same_keys() and any(size % self.parts for size in sizes)
 
     def __len__(self):
         return -(-self.count // self.batch_size)

@@ -165,7 +165,7 @@ def _tensorflow_dataset(data, batches):
     import tensorflow as tf
 
     module = batches.trainer.conditioning
-    marked = backend.SAME_KEYS and batches.own_parts > 1
+    marked = backend.same_keys() and batches.own_parts > 1
     weighed = batches.class_weights is not None
 
     def arranged(*element):
