@@ -89,7 +89,10 @@ def of_arrays():
     return losses, weights_of(trainer)
 
 
-KINDS = ("py_dataset", "generator", "grain", "grain loader", "tf.data", "torch")
+KINDS = [
+    pytest.param(kind, marks=() if kind == "tf.data" else pytest.mark.no_backend)
+    for kind in ("py_dataset", "generator", "grain", "grain loader", "tf.data", "torch")
+]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -119,6 +122,7 @@ def mean_losses(trainer, weights):
     return {name: np.mean([w * float(one[name]) for w, one in zip(weights, single)]) for name in single[0]}
 
 
+@pytest.mark.no_backend
 def test_weights_multiply_the_losses_of_samples():
     weights = np.linspace(0, 3, 10)
     trainer = fresh()
@@ -146,6 +150,7 @@ def test_weights_multiply_the_losses_of_samples():
         assert_same(run, runs[0])
 
 
+@pytest.mark.no_backend
 def test_weights_are_those_of_the_gradient_steps():
     """A weight of two is as good as a sample that comes twice, and one of zero as one that is left out."""
     twice = {name: array[[0, 1, 1, 3]] for name, array in BATCH.items()}
@@ -175,6 +180,7 @@ def test_short_batches_are_whole_under_accumulation():
     assert_same(weights_of(streamed), runs[0][0])
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("kind", ["fit", "evaluate", "train_on_batch", "test_on_batch"])
 def test_all_ways_refuse_the_same(kind):
     trainer = fresh(2)
@@ -208,6 +214,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
+@pytest.mark.no_backend
 def test_what_concerns_whole_calls_is_refused():
     trainer = fresh(2)
     weights = np.ones(10)
