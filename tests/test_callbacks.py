@@ -40,11 +40,15 @@ class Run:
             variable.assign(value)
         self.trainer.reset_metrics()
 
-    def fit(self, steps, *used, latents=None, first=0):
-        latents = self.latents if latents is None else latents
+    def fit(self, steps, *used, first=0):
         samples = slice(first * BATCH, (first + steps) * BATCH)
         options = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
-        return self.trainer.fit(latents[samples], self.labels[samples], callbacks=list(used), **options).history
+        return self.trainer.fit(self.latents[samples], self.labels[samples], callbacks=list(used), **options).history
+
+    def fit_as_they_come(self, *used, latents):
+        """All batches as a data set, of which `fit` does not look at all numbers first."""
+        batches = [(latents[i : i + BATCH], self.labels[i : i + BATCH]) for i in range(0, len(latents), BATCH)]
+        self.trainer.fit((batch for batch in batches), callbacks=list(used), verbose=0)
 
     def values(self):
         return [to_numpy(variable) for variable in self.variables]
@@ -193,7 +197,7 @@ def test_training_stops_at_a_loss_that_is_not_finite_and_keeps_the_last_good_che
     latents[4 * BATCH - 1, 3, 3] = np.nan  # the last sample of step 4
     manager = CheckpointManager(tmp_path)
     with pytest.raises(FloatingPointError, match="^The loss is nan at step 4: training stopped[.]$"):
-        run.fit(8, callbacks.StopOnNonFinite(), callbacks.Checkpoint(manager, 2), latents=latents)
+        run.fit_as_they_come(callbacks.StopOnNonFinite(), callbacks.Checkpoint(manager, 2), latents=latents)
     assert manager.steps() == [2]
     run.reset()
     run.fit(2)

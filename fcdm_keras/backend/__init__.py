@@ -6,11 +6,14 @@ Each `on_<backend>.py` has the same names. They know the job (`fcdm_keras.backen
 Training and inference:
 
 - `TrainStep`: a mixin with `train_step` and `test_step` for `StepTrainer`, in the form that the backend's Keras trainer
-  calls. What a step computes is in `fcdm_keras.training.step`; here is only how gradients are taken.
+  calls. What a step computes is in `fcdm_keras.training.step`; here is only how gradients are taken. Its
+  `check_optimizer()` raises ValueError for an optimizer that the engine cannot use as it is.
 - `interpolate(averages, variables, weight)`: each average moves by `weight` towards its variable, in place.
 - `rows(count)`: within a step, the places of its `count` samples in the global batch, int32 `(count,)`.
 - `gathered(losses)`: within a step, per-sample losses of the global batch from those of the samples at hand.
 - `feed(batches)`: batches of this process's rows in the form that `fit` takes.
+- `placed(batch)`: one of them in the form that `train_on_batch` takes, where it is cut over this process's devices.
+- `same_keys()`: whether all batches of a data set must be dicts with the same keys.
 - `compiled(function, variables, batched)`: `run(values, *args)` computes `function(*args)` with `variables` holding
   `values`, without gradients, compiled where the backend compiles. The rows of the arguments numbered in `batched` are
   spread over the devices of this process; the results then have rows too.
@@ -50,6 +53,8 @@ interpolate = _on_backend.interpolate
 rows = _on_backend.rows
 gathered = _on_backend.gathered
 feed = _on_backend.feed
+placed = _on_backend.placed
+same_keys = _on_backend.same_keys
 compiled = _on_backend.compiled
 allow_tf32 = _on_backend.allow_tf32
 full_precision = _on_backend.full_precision

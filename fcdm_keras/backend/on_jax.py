@@ -4,7 +4,6 @@ One process drives all devices of its host; Keras's `DataParallel` and `ModelPar
 """
 
 import contextlib
-import functools
 
 import jax
 import keras
@@ -13,66 +12,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fcdm_keras.backend.job import job
+from fcdm_keras.backend.on_jax_step import TrainStep  # noqa: F401
 
 BATCH, MODEL = "batch", "model"
 CUTS_MODELS = True
-
-
-class TrainStep:
-    def train_step(self, state, data):
-        trainable, non_trainable, optimizer, metrics = state
-        frozen = [*zip(self.non_trainable_variables, non_trainable), *zip(self.optimizer.variables, optimizer)]
-
-        @functools.partial(jax.grad, has_aux=True)
-        def gradients_of(values, batch):
-            with keras.StatelessScope([*zip(self.trainable_variables, values), *frozen]):
-                losses = self.losses(batch, training=True)
-                return self.optimizer.scale_loss(losses["loss"].mean()), losses
-
-        with keras.StatelessScope(frozen):
-            batch = self.draw(self.unpack(data))
-        gradients, losses = self._accumulated(gradients_of, trainable, batch)
-        trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
-        logs, non_trainable, metrics = _stateless(
-            self.finish_step,
-            losses,
-            constant=zip(self.trainable_variables, trainable),
-            updated=((self.non_trainable_variables, non_trainable), (self.metrics_variables, metrics)),
-        )
-        return logs, (trainable, non_trainable, optimizer, metrics)
-
-    def test_step(self, state, data):
-        trainable, non_trainable, metrics = state
-
-        def evaluate():
-            return self.track(self.losses(self.draw_for_evaluation(self.unpack(data)), training=False))
-
-        logs, metrics = _stateless(
-            evaluate,
-            constant=[*zip(self.trainable_variables, trainable), *zip(self.non_trainable_variables, non_trainable)],
-            updated=((self.metrics_variables, metrics),),
-        )
-        return logs, (trainable, non_trainable, metrics)
-
-    def _accumulated(self, gradients_of, trainable, batch):
-        """Mean gradients over the micro-batches, in one loop, and the losses of all samples."""
-        if self.accumulation_steps == 1:
-            return gradients_of(trainable, batch)
-        self.check_divisible(batch)
-        stacked = jax.tree.map(self._stacked, batch)
-
-        def add(total, micro_batch):
-            gradients, losses = gradients_of(trainable, micro_batch)
-            return jax.tree.map(lambda t, g: t + g / self.accumulation_steps, total, gradients), losses
-
-        gradients, losses = jax.lax.scan(add, jax.tree.map(jax.numpy.zeros_like, trainable), stacked)
-        return gradients, jax.tree.map(lambda loss: loss.reshape(-1), losses)
-
-    def _stacked(self, rows):
-        """Rows `(B, …)` as micro-batches `(steps, B / steps, …)`, to which every device brings rows of its own."""
-        devices = job().data_parallel
-        parts = rows.reshape(devices, self.accumulation_steps, -1, *rows.shape[1:])
-        return parts.swapaxes(0, 1).reshape(self.accumulation_steps, -1, *rows.shape[1:])
 
 
 def rows(count):
@@ -86,6 +29,14 @@ def gathered(losses):
 
 def feed(batches):
     return batches
+
+
+def placed(batch):
+    return batch
+
+
+def same_keys():
+    return keras.distribution.distribution() is not None  # Keras places all as the first
 
 
 def interpolate(averages, variables, weight):
@@ -123,14 +74,6 @@ def allow_tf32():
 
 def full_precision():
     return jax.default_matmul_precision("highest")
-
-
-def _stateless(function, *args, constant, updated):
-    """Calls `function` with variables holding given values. Returns its result and the updated ones' new values."""
-    scope = keras.StatelessScope([*constant, *(pair for group in updated for pair in zip(*group))])
-    with scope:
-        result = function(*args)
-    return result, *([scope.get_current_value(v) for v in variables] for variables, _ in updated)
 
 
 def connect(launcher, place, timeout, heartbeat):

@@ -23,24 +23,38 @@ class TrainStep:
         # Keras runs one step more at the end of a finite data set and aborts it when no batch comes. Nothing of the
         # step may happen then, so all of it waits for the batch.
         with _after(data):
-            batch = self.draw(self.unpack(data))
+            before = self.updates()
+            batch = self.prepare(data, training=True)
             gradients, losses = None, []
             for micro_batch in self.micro_batches(batch):
                 with tf.GradientTape() as tape:
-                    losses.append(self.losses(micro_batch, training=True))
-                    loss = self.optimizer.scale_loss(tf.reduce_mean(losses[-1]["loss"]) / self.accumulation_steps)
+                    losses.append(self.weighed_losses(micro_batch, training=True))
+                    loss = self.optimizer.scale_loss(self.minimised(losses[-1]) / self.accumulation_steps)
                 # Dense, also for the label tables: a sparse update would leave the moments of unused rows as they are.
                 values = [v.value for v in self.trainable_variables]
                 new = map(tf.convert_to_tensor, tape.gradient(loss, values, unconnected_gradients="zero"))
                 gradients = list(new) if gradients is None else [a + b for a, b in zip(gradients, new)]
             self.optimizer.apply(self._share_of_mean(gradients), self.trainable_variables)
             losses = {name: tf.concat([part[name] for part in losses], 0) for name in losses[0]}
-            return _rows_of_one(self.finish_step(losses))
+            return _rows_of_one(self.finish_step(losses, before))
 
     def test_step(self, data):
         with _after(data):
-            losses = self.losses(self.draw_for_evaluation(self.unpack(data)), training=False)
+            losses = self.weighed_losses(self.prepare(data, training=False), training=False)
             return _rows_of_one(self.track(losses))
+
+    def check_optimizer(self):
+        """Raises ValueError for an optimizer that works on one device alone."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return
+        for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+            if getattr(optimizer, name):
+                cure = "; accumulation_steps of the trainer does it on several" if name.startswith("grad") else ""
+                raise ValueError(
+                    f"On TensorFlow, the optimizer's {name} works on one device alone{cure}. "
+                    f"Received: {name}={getattr(optimizer, name)}"
+                )
 
     def _share_of_mean(self, gradients):
         """This replica's part of the mean gradients: Keras's optimizers add the parts of all replicas."""
@@ -97,6 +111,25 @@ def feed(batches):
         return tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature).rebatch(size).repeat()
 
     return tf.distribute.get_strategy().distribute_datasets_from_function(own)
+
+
+def placed(batch):
+    """A batch of this process's rows, given alone, as a step takes it: cut over the replicas."""
+    count = _local_replicas()
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return batch
+    parts = [{name: np.split(array, count)[i] for name, array in batch.items()} for i in range(count)]
+    strategy = tf.distribute.get_strategy()
+    return {
+        name: strategy.experimental_distribute_values_from_function(
+            lambda context, name=name: tf.constant(parts[context.replica_id_in_sync_group % count][name])
+        )
+        for name in batch
+    }
+
+
+def same_keys():
+    return True  # a data set has one structure
 
 
 def _rows_of_one(logs):

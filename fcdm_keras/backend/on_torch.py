@@ -19,7 +19,8 @@ CUTS_MODELS = False
 
 class TrainStep:
     def train_step(self, data):
-        batch = self.draw(self.unpack(data))
+        before = self.updates()
+        batch = self.prepare(data, training=True)
         self.zero_grad()
         losses = []
         for micro_batch in self.micro_batches(batch):
@@ -27,15 +28,33 @@ class TrainStep:
             last = len(losses) == self.accumulation_steps - 1
             with contextlib.nullcontext() if last else module.no_sync():
                 losses.append(module(micro_batch))
-                self.optimizer.scale_loss(losses[-1]["loss"].mean() / self.accumulation_steps).backward()
+                self.optimizer.scale_loss(self.minimised(losses[-1]) / self.accumulation_steps).backward()
         with torch.no_grad():
             values = [v.value for v in self.trainable_variables]
             gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in values]
             self.optimizer.apply(gradients, self.trainable_variables)
-            return self.finish_step({name: torch.cat([part[name].detach() for part in losses]) for name in losses[0]})
+            losses = {name: torch.cat([part[name].detach() for part in losses]) for name in losses[0]}
+            return self.finish_step(losses, before)
 
     def test_step(self, data):
-        return self.track(self.losses(self.draw_for_evaluation(self.unpack(data)), training=False))
+        return self.track(self.weighed_losses(self.prepare(data, training=False), training=False))
+
+    def make_train_function(self, force=False):
+        if self.train_function is None or force:
+            self.__dict__.pop("_module", None)  # other weights may be trained
+            self.train_function = self._several(self.train_step)
+
+    def make_test_function(self, force=False):
+        if self.test_function is None or force:
+            self.test_function = self._several(torch.no_grad()(self.test_step))
+
+    def _several(self, step):
+        """A function of `steps_per_execution` batches, of which Keras takes one alone on PyTorch."""
+        step = torch.compile(step) if self.jit_compile else step
+        return lambda batches: [step(batch) for batch in batches][-1]
+
+    def check_optimizer(self):
+        pass  # all of Keras's work
 
     def _loss_module(self, batch):
         """The loss as a PyTorch module, which averages the gradients over the processes where there are several."""
@@ -48,7 +67,7 @@ class TrainStep:
 
 
 class _LossModule(torch.nn.Module):
-    """`StepTrainer.losses` as a forward pass: `DistributedDataParallel` synchronises only what runs in one."""
+    """`StepTrainer.weighed_losses` as a forward pass: `DistributedDataParallel` synchronises only what runs in one."""
 
     def __init__(self, trainer):
         super().__init__()
@@ -56,7 +75,7 @@ class _LossModule(torch.nn.Module):
         object.__setattr__(self, "_trainer", trainer)
 
     def forward(self, batch):
-        return self._trainer.losses(batch, training=True)
+        return self._trainer.weighed_losses(batch, training=True)
 
     def no_sync(self):
         return contextlib.nullcontext()
@@ -91,6 +110,14 @@ def gathered(losses):
 
 def feed(batches):
     return batches
+
+
+def placed(batch):
+    return batch
+
+
+def same_keys():
+    return False
 
 
 def interpolate(averages, variables, weight):

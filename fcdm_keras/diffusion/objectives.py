@@ -8,7 +8,8 @@ An objective knows no network. It is an object with
   kept if it is there; `keys("timesteps")` and `keys("noise")` are the samples' `randomness.sample_keys`;
 - `corrupt(batch)`: x_t `(B, H, W, C)` of a batch from `draw`, and the times `(B,)` as the network takes them;
 - `losses(output, batch)`: dict of float32 `(B,)`, by `loss_names`, from the network's output at that x_t;
-- `process(num_steps)`: what samplers need to read the network's output in so many steps.
+- `process(num_steps)`: what samplers need to read the network's output in so many steps;
+- `check_timesteps(timesteps)`, if it likes: raises ValueError for those of a batch, a NumPy array, that cannot be.
 
 A new one is a class here and a line in `OBJECTIVES`.
 """
@@ -43,6 +44,16 @@ class IDDPM:
         if "noise" not in batch:
             drawn["noise"] = randomness.normal(keys("noise"), tuple(batch["latents"].shape[1:]))
         return drawn
+
+    def check_timesteps(self, timesteps):
+        """They are integers `(B,)` in [0, num_timesteps)."""
+        steps = self.diffusion.num_timesteps
+        if timesteps.ndim != 1 or timesteps.dtype.kind not in "iu":
+            raise ValueError(f"timesteps must be integers (N,). Received: {timesteps.dtype}, {timesteps.shape}")
+        if not 0 <= timesteps.min() <= timesteps.max() < steps:
+            raise ValueError(
+                f"timesteps must lie in [0, {steps - 1}]. Received: values from {timesteps.min()} to {timesteps.max()}"
+            )
 
     def corrupt(self, batch):
         """x_t of q(x_t | x_0), and the timesteps' original indices."""

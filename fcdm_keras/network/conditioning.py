@@ -8,7 +8,9 @@ timestep's (paper, figure 9). Swapping the module changes nothing else. A module
 - `null(batch_size)`: the condition that means "none", used by classifier-free guidance;
 - `drop(condition, mask)`: `condition` replaced by null where `mask` is true; `mask` is `(B,)`, or `(B, levels)` to drop
   each width on its own;
-- `check(condition)`: raises a ValueError in one sentence for a condition that cannot be right.
+- `check(condition)`: raises a ValueError in one sentence for a condition that cannot be right;
+- `as_data(condition, dropped)`, if training data may be less than `check` lets pass: from an array of what was given, a
+  NumPy array of what is trained on, or a ValueError; `dropped`: null is no fault, for dropping is done.
 """
 
 import keras
@@ -73,11 +75,29 @@ class ClassConditioning(layers.Layer):
         """Raises ValueError unless `labels` are integers `(B,)`, `(B, 1)` or `(B, levels)` in [0, num_classes]."""
         as_labels(labels, self.num_classes, self.widths and len(self.widths), one_hot=True)
 
+    def as_data(self, labels, dropped=False):
+        """Labels of training data as int32 `(N,)`: numbers of classes, for the null class is drawn by label dropout.
+
+        Where that is done (`dropped`), also `num_classes`, and `(N, levels)`.
+
+        Raises:
+            ValueError: in one sentence, for anything else than integers `(N,)` or `(N, 1)` in [0, num_classes).
+        """
+        if dropped:
+            return as_labels(labels, self.num_classes, len(self.widths), one_hot=True).astype("int32")
+        array = _array(labels)
+        if array is not None and array.dtype.kind == "f" and _one_hot(array):
+            labels = array.astype("int32")
+        labels = as_labels(labels, self.num_classes, levels=1, outside=True)
+        if labels.size and not 0 <= labels.min() <= labels.max() < self.num_classes:
+            raise ValueError(_wrong_range(labels, self.num_classes))
+        return labels.astype("int32")
+
     def get_config(self):
         return {**super().get_config(), "num_classes": self.num_classes, "widths": self.widths}
 
 
-def as_labels(labels, num_classes, levels=None, one_hot=False):
+def as_labels(labels, num_classes, levels=None, one_hot=False, outside=False):
     """Class labels as people bring them, as a NumPy array of integers.
 
     Args:
@@ -87,6 +107,7 @@ def as_labels(labels, num_classes, levels=None, one_hot=False):
         num_classes: number of classes.
         levels: labels that one sample may have; `None` is any number.
         one_hot: whether labels per level may look like one-hot vectors, which is what they are most often.
+        outside: whether any integers are taken.
 
     Returns:
         Integers `(N,)` or `(N, levels)`.
@@ -102,7 +123,7 @@ def as_labels(labels, num_classes, levels=None, one_hot=False):
         raise ValueError(f"Labels must be integers (N,), such as [3, 1, 4]. Received: {received}, {_shortened(labels)}")
     array = _flat(np.atleast_1d(array))
     _check_shape(array, num_classes, levels, one_hot)
-    if array.size and not 0 <= array.min() <= array.max() <= num_classes:
+    if array.size and not outside and not 0 <= array.min() <= array.max() <= num_classes:
         raise ValueError(
             f"Labels must lie in [0, {num_classes - 1}], or be {num_classes} for no class. "
             f"Received: values from {array.min()} to {array.max()}"
@@ -113,7 +134,7 @@ def as_labels(labels, num_classes, levels=None, one_hot=False):
 def _check_shape(array, num_classes, levels, one_hot):
     shape = array.shape
     per_level = array.ndim == 2 and levels in (None, shape[1])
-    vectors = array.ndim == 2 and array.size and ((array == 1).sum(axis=1) == 1).all() and array.sum() == len(array)
+    vectors = _one_hot(array)
     if vectors and (not per_level or not one_hot):
         advice = "; `draw` takes one label per level that looks like it" if per_level else ""
         raise ValueError(
@@ -122,6 +143,25 @@ def _check_shape(array, num_classes, levels, one_hot):
     if array.ndim != 1 and not per_level:
         wanted = f", or one per level (N, {levels})" if (levels or 1) > 1 else ""
         raise ValueError(f"Labels must be integers (N,){wanted}, below {num_classes}. Received: shape {shape}")
+
+
+def _one_hot(array):
+    rows = array.ndim == 2 and array.shape[1] > 1 and array.size
+    return rows and ((array == 1).sum(axis=1) == 1).all() and array.sum() == len(array)
+
+
+def _wrong_range(labels, num_classes):
+    """What is wrong with labels of training data, in a sentence."""
+    low, high = labels.min(), labels.max()
+    if low == 1 and high == num_classes:
+        cure = "they are numbered from 1: give labels - 1"
+    elif low == -1:
+        cure = "-1 marks samples without a label: leave them out (label_dropout trains without labels)"
+    elif high == num_classes:
+        cure = f"{num_classes} is the null class, which label_dropout draws"
+    else:
+        cure = "mend them, or num_classes of the backbone"
+    return f"Labels must lie in [0, {num_classes - 1}]. Received: values from {low} to {high}; {cure}."
 
 
 def _array(labels):

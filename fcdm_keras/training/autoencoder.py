@@ -6,6 +6,7 @@ from keras import ops
 from fcdm_keras import backend
 from fcdm_keras.autoencoders.base import sample_posterior
 from fcdm_keras.diffusion import randomness
+from fcdm_keras.training import checks
 from fcdm_keras.training.step import StepTrainer
 
 LOSSES = ("l1", "l2")
@@ -35,6 +36,7 @@ class AutoencoderTrainer(StepTrainer):
     """
 
     trained = "autoencoder"
+    drawn_by = "trainer.autoencoder encodes and decodes images (`encode`, `decode`)"
 
     def __init__(
         self,
@@ -67,6 +69,16 @@ class AutoencoderTrainer(StepTrainer):
         """Reconstructed images, and the posterior's mean and log-variance."""
         mean, logvar = self.autoencoder.posterior(inputs["images"])
         return self.autoencoder.reconstruct(sample_posterior(mean, logvar, inputs["noise"])), mean, logvar
+
+    def named(self, x, y=None):
+        """The images by name, of an array or a dict; a data set's labels are left aside."""
+        if isinstance(x, dict) and x.keys() != {"images"}:
+            raise ValueError(f"A batch must hold images. Received: {sorted(x)}")
+        return dict(x) if isinstance(x, dict) else {"images": x}
+
+    def check_batch(self, batch):
+        """Raises ValueError for images that cannot be, as NumPy arrays."""
+        checks.check_images(batch["images"], self.autoencoder.in_channels, self.autoencoder.downsampling_factor)
 
     def unpack(self, data):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)

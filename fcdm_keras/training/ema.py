@@ -75,13 +75,17 @@ class EMA(keras.layers.Layer):
             self.reset()
             self.fresh = False
 
-    def update(self, step):
-        """Moves every average once; `step` counts the updates, this one included (int or scalar tensor)."""
+    def update(self, step, moved=None):
+        """Moves every average once; `step` counts the updates, this one included (int or scalar tensor).
+
+        `moved` is 0.0 where there was no update after all, and 1.0 elsewhere, which is the default.
+        """
         decay = self.decay
         if self.warmup:
             step = ops.cast(step, "float32")
             decay = ops.minimum(self.decay, (1.0 + step) / (10.0 + step))
-        backend.interpolate(self.averages, self._sources, 1.0 - decay)
+        weight = 1.0 - decay if moved is None else (1.0 - decay) * moved
+        backend.interpolate(self.averages, self._sources, weight)
 
     def values(self):
         """The averages as tensors, in the order of the model's `trainable_variables`.

@@ -26,7 +26,7 @@ class AdamW(_KerasAdamW):
 
     def apply(self, grads, trainable_variables=None):
         # √v̂ + ε = (√v + ε·√(1 − β₂ᵗ)) / √(1 − β₂ᵗ)
-        step = ops.cast(self.iterations.value + 1, "float32")
+        step = ops.cast(ops.convert_to_tensor(self.iterations) + 1, "float32")
         # TensorFlow's replicas run this in turns, each up to the update that they make together.
         self.epsilon = self._plain_epsilon * ops.sqrt(1.0 - self.beta_2**step)
         try:

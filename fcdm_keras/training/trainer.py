@@ -10,6 +10,7 @@ from keras import ops
 from fcdm_keras import backend
 from fcdm_keras.diffusion import randomness
 from fcdm_keras.diffusion.objectives import IDDPM
+from fcdm_keras.training import checks
 from fcdm_keras.training.step import StepTrainer
 
 LABEL_DROPOUT_MODES = ("joint", "per_level")
@@ -19,7 +20,9 @@ class DiffusionTrainer(StepTrainer):
     """Trains a backbone on an objective; the default is iDDPM's, noise and variance (paper, appendix A).
 
     A batch is `(latents, labels)`, or a dict with `latents` `(B, H, W, C)`, the condition under its own name
-    (`labels` `(B,)`) and, to replace what would be drawn, `timesteps` int `(B,)` and `noise` like `latents`.
+    (`labels` `(B,)`, integers in [0, num_classes)) and, to replace what would be drawn, `timesteps` int `(B,)` and
+    `noise` like `latents`; `(latents, labels, sample_weight)` weighs the samples. `fit` and its like take whole arrays,
+    or batches from tf.data, Grain, a PyDataset, a PyTorch loader or a generator, and refuse what cannot be right.
 
     `fit` and `evaluate` report the objective's losses (`loss`, `mse` and `vb`, the latter in bits per dimension),
     averaged over the samples since the last `reset_metrics()`. `evaluate` draws from its own stream, the same at every
@@ -34,7 +37,8 @@ class DiffusionTrainer(StepTrainer):
         label_dropout: probability of training without a condition, for guidance.
         label_dropout_mode: `"joint"` drops a sample's condition at all widths at once; `"per_level"` at each width on
             its own, as the reference does.
-        accumulation_steps: micro-batches per optimizer step. They split the batch, whose size they must divide.
+        accumulation_steps: micro-batches per optimizer step. They split the batch, whose size they must divide; a short
+            last batch is filled up with samples that do not count.
         seed: integer in [0, 2⁶⁴).
 
     Raises:
@@ -50,6 +54,7 @@ class DiffusionTrainer(StepTrainer):
     """
 
     trained = "backbone"
+    drawn_by = "ClassToImage(trainer.backbone) draws images (`generate`, `predict`)"
 
     def __init__(
         self,
@@ -95,16 +100,38 @@ class DiffusionTrainer(StepTrainer):
     def call(self, inputs, training=None):
         return self.backbone(inputs, training=training)
 
-    def unpack(self, data):
-        """A batch as a dict, with `row`, each sample's place in the global batch."""
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-        batch = dict(x) if isinstance(x, dict) else {"latents": x, self.backbone.conditioning.input_name: y}
-        needed = {"latents", self.backbone.conditioning.input_name}
+    @property
+    def conditioning(self):
+        return self.backbone.conditioning
+
+    def named(self, x, y=None):
+        """The parts of a batch by name: of `(latents, condition)`, or of a dict, whose condition may be `y`."""
+        condition = self.conditioning.input_name
+        batch = dict(x) if isinstance(x, dict) else {"latents": x}
+        if y is not None and condition in batch:
+            raise ValueError(f"{condition} must be given once. Received: in the dict and as y")
+        if y is not None or not isinstance(x, dict):
+            batch[condition] = y
+        needed = {"latents", condition}
         if not needed <= batch.keys() <= needed | {"timesteps", "noise"} or any(v is None for v in batch.values()):
             received = sorted(batch) if isinstance(x, dict) else "a tuple without a condition"
             raise ValueError(
                 f"A batch must hold {sorted(needed)}, and may hold timesteps and noise. Received: {received}"
             )
+        return batch
+
+    def check_batch(self, batch):
+        """Raises ValueError for latents, timesteps or noise that cannot be, as NumPy arrays."""
+        checks.check_latents(batch["latents"], self.backbone.in_channels, self.backbone.side_multiple)
+        if "noise" in batch:
+            checks.check_noise(batch["noise"], batch["latents"])
+        if "timesteps" in batch and hasattr(self.objective, "check_timesteps"):
+            self.objective.check_timesteps(batch["timesteps"])
+
+    def unpack(self, data):
+        """A batch as a dict, with `row`, each sample's place in the global batch."""
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        batch = self.named(x, y)
         batch["latents"] = ops.cast(batch["latents"], "float32")
         batch["row"] = backend.rows(ops.shape(batch["latents"])[0])
         return batch
