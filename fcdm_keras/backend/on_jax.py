@@ -133,7 +133,7 @@ def _stateless(function, *args, constant, updated):
     return result, *([scope.get_current_value(v) for v in variables] for variables, _ in updated)
 
 
-def connect(launcher, place, timeout, heartbeat):
+def connect(launcher, place, timeout, heartbeat, hosts):
     if not launcher:
         return 0, 1
     bounds = {"initialization_timeout": timeout, "heartbeat_timeout_seconds": heartbeat, "shutdown_timeout_seconds": 60}

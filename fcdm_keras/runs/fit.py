@@ -88,7 +88,7 @@ def _callbacks(config, folder, data, task, manager, start):
         callbacks.Checkpoint(manager, config.ckpt_every),
         _grid(config, folder, data, task),
         *_evaluation(config, folder, data, task, tensorboard, start),
-        *([Pulse(folder)] if distribution.job().process_count > 1 else []),
+        *([Pulse()] if distribution.job().process_count > 1 else []),
         *shown,
     ]
 
