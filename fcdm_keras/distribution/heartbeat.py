@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 
-CONNECT = 10.0  # seconds to reach process 0
+CONNECT = 6.0  # seconds to reach process 0
 GRACE = 3.0  # seconds that the process beside has to end by itself
 
 
@@ -100,13 +100,14 @@ class Heartbeat:
             for key, _ in self._selector.select(min(self.interval / 4, 0.25)):
                 key.data()
             now = time.monotonic()
-            if now - before > self.interval:  # this program itself stood still, and could hear nobody
+            if now - before > self.silent / 4:  # this program itself stood still, and could hear nobody
                 for peer in self.peers.values():
                     peer.heard += now - before
             before = now
             if os.getppid() != self.parent:
                 self._farewell({"ended": ""})
-            elif not self._verdict:
+                return
+            if not self._verdict and self._end:
                 self._tell_peers(now)
                 self._judge(now)
         if self._verdict and os.getppid() == self.parent:
@@ -188,13 +189,10 @@ class Heartbeat:
             return
         margin = 2 * self.interval if self.silent > 4 * self.interval else 0  # of a host, all at once
         lost = [peer for peer in self._present() if now - peer.heard > self.silent - margin]
-        for peer in lost:
-            peer.connection.close()
-            peer.connection = None
         self._lose(_silent(lost, now))
 
     def _lose(self, verdict):
-        """Tells everybody who is left, the process beside last: the others' engines may depend on it."""
+        """Tells everybody, the lost ones too, and the process beside last: the others' engines may depend on it."""
         if self._verdict or self._end == 0:
             return
         self._verdict = verdict
@@ -204,9 +202,10 @@ class Heartbeat:
         self._end = time.monotonic() + GRACE
 
     def _farewell(self, message):
+        """The last that the peers hear, unless they have been told of a lost one, which ends them by itself."""
         if not self._verdict:
             self._send(message)
-        self._end = 0
+            self._end = 0
 
     def _send(self, message):
         for peer in self._present():
