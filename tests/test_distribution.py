@@ -28,7 +28,6 @@ from fcdm_keras import FCDMBackbone, distribution, encode, recipes, sample
 from fcdm_keras.backend import job as present
 from fcdm_keras.data.latent_store import LatentStore
 from fcdm_keras.distribution import exchange, layout, supervision
-from fcdm_keras.training.pulse import Pulse
 
 ROOT = Path(__file__).parents[1]
 BACKEND = keras.backend.backend()
@@ -357,23 +356,6 @@ def test_what_differs_between_processes_is_named(monkeypatch):
     monkeypatch.setattr(exchange, "gather_texts", lambda text: [text, other])
     with pytest.raises(ValueError, match="keras='3.*' in process 0, '2.0' in process 1; seed=1 in process 0, 2 in"):
         supervision.check_agreement(own)
-
-
-def test_silent_and_slow_processes_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(present, "_job", distribution.Job(0, 4, ("a", "b", "c", "d")))
-    pulse = Pulse(tmp_path, interval=1.0)
-    pulse.folder.mkdir()
-    pulse.step = 12
-    pulse._sign()
-    for index, step, age in ((1, 12, 0), (2, 11, 0), (3, 12, 100)):
-        file = pulse.folder / f"{index}.json"
-        file.write_text(f'{{"step": {step}, "host": "node{index}", "process": 7}}')
-        os.utime(file, (time.time() - age,) * 2)
-    text = pulse.describe(60)
-    assert "no step has ended for 60 s, after step 12; process 2 (node2, 7) is behind, at step 11; process 3" in text
-    assert "has not been heard of for 100 s, since step 12." in text and "node1" not in text
-    (pulse.folder / "3.json").unlink()
-    assert "process 3 has left no sign of life" in pulse.describe(60)
 
 
 def test_a_stall_is_reported_and_a_beat_is_not(capsys):

@@ -69,6 +69,13 @@ def test_places_of_processes():
     assert launch.place(launch.SLURM, SRUN) is None  # the engine asks it itself
 
 
+def test_the_first_process_has_an_address():
+    assert launch.head(launch.TORCHRUN, TORCHRUN) == "localhost"
+    assert launch.head(launch.TF_CONFIG, TF_CONFIG) == "a"
+    assert launch.head(launch.JAX_VARIABLES, {**JAX, "JAX_COORDINATOR_ADDRESS": "[fd00::1]:1234"}) == "fd00::1"
+    assert launch.head(launch.SLURM, SRUN) == ""
+
+
 def test_flags_of_devices(capsys):
     parser = argparse.ArgumentParser()
     add_device_flags(parser, model_parallel=True)

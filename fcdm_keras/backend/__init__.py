@@ -22,9 +22,9 @@ Training and inference:
 
 Processes and devices, for `fcdm_keras.distribution`:
 
-- `connect(launcher, place, timeout, heartbeat)`: joins the other processes; returns (process index, process count).
-  `launcher` is the name of what started this process, `""` where it is alone; `place` has its `index`, `count` and
-  `address` where the environment says them outright, and is `None` elsewhere.
+- `connect(launcher, place, timeout, heartbeat, hosts)`: joins the other processes; returns (process index, process
+  count). `launcher` is the name of what started this process, `""` where it is alone; `place` has its `index`, `count`
+  and `address` where the environment says them outright, and is `None` elsewhere; `hosts` knows this host's addresses.
 - `devices()`: names of all processes' devices.
 - `check_devices(asked, count)`: raises ValueError if so many devices cannot be had by asking, of `count` at hand.
 - `CUTS_MODELS`: whether one copy of a model can be cut over several devices.

@@ -76,7 +76,7 @@ def full_precision():
     return jax.default_matmul_precision("highest")
 
 
-def connect(launcher, place, timeout, heartbeat):
+def connect(launcher, place, timeout, heartbeat, hosts):
     if not launcher:
         return 0, 1
     bounds = {"initialization_timeout": timeout, "heartbeat_timeout_seconds": heartbeat, "shutdown_timeout_seconds": 60}

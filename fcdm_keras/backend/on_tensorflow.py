@@ -193,7 +193,7 @@ def _after(data):
     return tf.control_dependencies([part for part in tf.nest.flatten(data) if part is not None])
 
 
-def connect(launcher, place, timeout, heartbeat):
+def connect(launcher, place, timeout, heartbeat, hosts):
     global _strategy
     if not launcher:
         return 0, 1

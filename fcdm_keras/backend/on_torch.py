@@ -6,6 +6,8 @@ One process per device, started by `torchrun`; `DistributedDataParallel` average
 import contextlib
 import datetime
 import os
+import secrets
+import time
 
 import keras
 import numpy as np
@@ -155,7 +157,7 @@ def full_precision():
             switch.allow_tf32 = allowed
 
 
-def connect(launcher, place, timeout, heartbeat):
+def connect(launcher, place, timeout, heartbeat, hosts):
     # What `place` and `heartbeat` are for is torchrun's own affair: it says where its processes are, and watches them.
     if not launcher:
         return 0, 1
@@ -164,13 +166,42 @@ def connect(launcher, place, timeout, heartbeat):
     engines = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     limit = datetime.timedelta(seconds=timeout)
     store, rank, count = next(rendezvous("env://", timeout=limit))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        # On one host torchrun keeps its store through restarts, and with it the addresses of processes that are dead.
-        store = torch.distributed.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    store = _own_part(store, rank, count, timeout)
+    hosts.choose_interface(_noted(store, rank, count, hosts.towards(os.environ["MASTER_ADDR"])), rank)
     torch.distributed.init_process_group(engines, store=store, rank=rank, world_size=count, timeout=limit)
     # What a process may wait for another in training: one that draws or judges images takes its time.
     torch.distributed.set_timeout(datetime.timedelta(minutes=30))
     return rank, count
+
+
+def _own_part(store, rank, count, timeout):
+    """A part of the store that only these processes know.
+
+    torchrun keeps its store when it starts processes again, and with it the addresses of those that are dead. So the
+    first process names the part, and answers whatever the others ask until each has heard its answer.
+    """
+    name, limit = secrets.token_hex(8), time.monotonic() + timeout
+    if rank:
+        store.set(f"ask-{rank}", name)
+        part = store.get(f"answer-{name}").decode()
+        store.set(f"heard-{part}-{rank}", "")
+        return torch.distributed.PrefixStore(part, store)
+    missing = set(range(1, count))
+    while missing:
+        if time.monotonic() > limit:
+            raise RuntimeError(f"process {', '.join(map(str, sorted(missing)))} did not come within {timeout} s")
+        for other in missing:
+            if store.check([f"ask-{other}"]):
+                store.set(f"answer-{store.get(f'ask-{other}').decode()}", name)
+        missing = {other for other in missing if not store.check([f"heard-{name}-{other}"])}
+        time.sleep(0.02)
+    return torch.distributed.PrefixStore(name, store)
+
+
+def _noted(store, rank, count, note):
+    """Every process's `note`, by rank."""
+    store.set(f"note-{rank}", note)
+    return [store.get(f"note-{other}").decode() for other in range(count)]
 
 
 def devices():

@@ -22,12 +22,12 @@ import keras
 
 from fcdm_keras import backend
 from fcdm_keras.backend.job import Job, has_job, is_main, job, say, set_job
-from fcdm_keras.distribution import launch, supervision
+from fcdm_keras.distribution import hosts, launch, supervision
 from fcdm_keras.distribution.exchange import agree, barrier, gather, gather_texts
 from fcdm_keras.distribution.layout import layout_map
 from fcdm_keras.signals import Stopped
 
-HEARTBEAT_SECONDS = 30  # after which a dead process takes the job down, where the engine itself has to notice (JAX)
+HEARTBEAT_SECONDS = 50  # after which JAX's own watch ends the process, with a dump: later than `supervision.SILENT`
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def setup(devices=None, model_parallel=1, connect_timeout=50):
     """Connects the processes of a job and spreads what is built in this context over their devices.
 
     Inside another `setup` it does nothing. An exception inside ends the process at once if it is one of several, with
-    its message, so that the others notice.
+    its message, which the others are told. If a process or its host is lost, the others end too, and say which.
 
     Args:
         devices: how many of the visible devices to use; `None` is all.
@@ -54,10 +54,13 @@ def setup(devices=None, model_parallel=1, connect_timeout=50):
     launcher = launch.launcher(keras.backend.backend())
     with contextlib.ExitStack() as stack, _ending(launcher):
         stack.callback(set_job, None)
-        index, count = _connect(launcher, connect_timeout)
-        used = _used_devices(devices, model_parallel, count)
-        stack.callback(backend.start(used, model_parallel, layout_map))
-        set_job(Job(index, count, used, model_parallel, launcher))
+        with _finding(launcher, connect_timeout):
+            place = launch.place(launcher)
+            index, count = backend.connect(launcher, place, connect_timeout, HEARTBEAT_SECONDS, hosts)
+            used = _used_devices(devices, model_parallel, count)
+            stack.callback(backend.start(used, model_parallel, layout_map))
+            set_job(Job(index, count, used, model_parallel, launcher))
+            stack.enter_context(supervision.watched(launch.head(launcher)))
         stopped = None
         try:
             yield job()
@@ -83,6 +86,7 @@ def _ending(launcher):
         if isinstance(error, KeyboardInterrupt):
             supervision.abandon(f"process {_place()} was stopped.", 130)  # 128 and the number of SIGINT
         if not isinstance(error, (ValueError, OSError, FloatingPointError)):
+            supervision.await_verdict(error)
             traceback.print_exc()
         supervision.abandon(f"error: process {_place()}: {error or type(error).__name__}")
 
@@ -91,9 +95,12 @@ def _place():
     return f"{job().process_index} on {socket.gethostname()}"
 
 
-def _connect(launcher, timeout):
+@contextlib.contextmanager
+def _finding(launcher, timeout):
+    """Bounds the time in which the processes of a job find each other, and says what may keep them from it."""
     if not launcher:
-        return backend.connect("", None, timeout, HEARTBEAT_SECONDS)
+        yield
+        return
     names = ("JAX_COORDINATOR_ADDRESS", "MASTER_ADDR", "MASTER_PORT", "TF_CONFIG", "SLURM_JOB_NODELIST")
     where = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
     job_text = f"the processes of this job ({launcher}: {where})"
@@ -101,10 +108,12 @@ def _connect(launcher, timeout):
         "Check that all were started, with the same backend and number of processes, that the address is the first "
         "one's, and that its port is free and reachable; --connect-timeout waits longer."
     )
+    if wrong := hosts.hidden():
+        advice += f" If they are on several hosts: {wrong}."
     with supervision.deadline(timeout, f"{job_text} had not found each other after {timeout} s. {advice}"):
         try:
-            return backend.connect(launcher, launch.place(launcher), timeout, HEARTBEAT_SECONDS)
-        except (RuntimeError, OSError) as error:
+            yield
+        except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise OSError(f"{job_text} cannot connect ({reason}). {advice}") from None
 

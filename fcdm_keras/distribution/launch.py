@@ -61,6 +61,18 @@ def place(name, environ=os.environ):
     return _jax_variables(environ) if name == JAX_VARIABLES else None
 
 
+def head(name, environ=os.environ):
+    """The first process's host, a name or an address, as the launcher `name` gives it, or `""`."""
+    if name == TORCHRUN:
+        return environ.get("MASTER_ADDR", "")
+    if name == TF_CONFIG:
+        cluster = json.loads(environ["TF_CONFIG"])["cluster"]
+        address = next(filter(None, (cluster.get(kind) for kind in ("chief", "worker"))))[0]
+    else:
+        address = environ.get("JAX_COORDINATOR_ADDRESS", "")
+    return address.rpartition(":")[0].strip("[]")
+
+
 def _present(environ):
     return {
         TORCHRUN: "TORCHELASTIC_RUN_ID" in environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environ.keys(),

@@ -87,7 +87,7 @@ def _fit(config, folder, data, trainer, task, manager, start):
         ckpt_every=config.ckpt_every,
         progress=progress,
         drawing=[_grid(config, folder, data, task), *_evaluation(config, folder, data, task, tensorboard, start)],
-        watching=[Pulse(folder)] if distribution.job().process_count > 1 else [],
+        watching=[Pulse()] if distribution.job().process_count > 1 else [],
         advice=loop.advice(config),
     )
 
