@@ -87,7 +87,7 @@ class Heartbeat:
                 with contextlib.suppress(OSError, EOFError, ValueError):
                     peer = Peer(0, name, socket.create_connection((host, port), timeout=CONNECT / 4))
                     peer.send({"token": self.token, "index": self.index, "host": self.host})
-                    if peer.received() == [{"welcome": self.token}]:
+                    if peer.received()[:1] == [{"welcome": self.token}]:  # more may have come with it
                         self._join(peer)
                         return True
             time.sleep(0.2)
