@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,6 +105,19 @@ def test_a_killed_process_is_named_to_all_others(beside):
         text = one.hear("lost")
         assert text.startswith("process 2 on node2 (127.0.0.1) has ended without a word, after step 7: it was killed")
         assert text.endswith("it goes on from the newest checkpoint.")
+
+
+def test_a_welcome_may_come_together_with_the_first_sign_of_life():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = Beside(1)
+        one.say(connect=["127.0.0.1"], port=listener.getsockname()[1], name="node0")
+        connection, _ = listener.accept()
+        with connection:
+            assert json.loads(connection.recv(1000)) == {"token": "secret", "index": 1, "host": "node1"}
+            connection.sendall(b'{"welcome": "secret"}\n{"step": 1, "known": []}\n')
+            assert one.hear("connected")
+    one.process.kill()
+    one.process.communicate()
 
 
 def test_last_words_are_passed_on_and_a_farewell_is_no_loss(beside):
