@@ -201,7 +201,7 @@ REASON = spaces.missing()
 
 
 @pytest.mark.skipif(bool(REASON), reason=REASON)
-def test_a_cut_between_two_hosts_ends_the_job_which_goes_on_when_it_is_healed(tmp_path, monkeypatch):
+def test_a_cut_between_two_hosts_ends_the_job_and_what_it_saved_goes_on(tmp_path, monkeypatch, capsys):
     """By `hosts` files as Debian writes them."""
     monkeypatch.setitem(recipes.MODEL_SIZES, "XS", SMALL)
     flags = ["--steps=60", "--ckpt-every=10", "--global-batch-size=8", "--log-every=1", "--sample-every=0"]
@@ -231,11 +231,9 @@ def test_a_cut_between_two_hosts_ends_the_job_which_goes_on_when_it_is_healed(tm
                 f"error: process {1 - i} on {pair.names[1 - i]} ({pair.addresses[1 - i]}) has not been heard of for "
             )
             assert other in output and output.count("error: ") == 1 and "Traceback" not in output, output
-        pair.heal(1)
-        both = list(start())
-        train_imagenet.main([f"--results-dir={tmp_path / 'one'}", *flags])  # meanwhile
-        outputs = [process.communicate(timeout=300)[0] for process in both]
-        assert [process.returncode for process in both] == [0, 0] and "resumed at step " in outputs[0], outputs
+    for name in ("one", "two"):  # on this host alone
+        train_imagenet.main([f"--results-dir={tmp_path / name}", *flags])
+    assert "resumed at step " in capsys.readouterr().out
     logs = [np.loadtxt(tmp_path / name / "digits" / "log.csv", delimiter=",", skiprows=1) for name in ("one", "two")]
     assert len(logs[0]) == 60
     np.testing.assert_allclose(logs[1][:, :4], logs[0][:, :4], rtol=1e-4)

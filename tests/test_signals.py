@@ -42,7 +42,8 @@ if __name__ == "__main__":
 def program(tmp_path, text):
     """A fresh interpreter that runs a program which imports neither Keras nor an engine."""
     file = tmp_path / "program.py"
-    file.write_text(text)
+    # Where these tests run in a shell's background, Ctrl-C is ignored, which a child inherits.
+    file.write_text(f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{text}")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, str(file)], env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes)
 

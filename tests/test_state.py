@@ -123,7 +123,7 @@ def test_the_optimizers_own_accumulation_counts_as_one_update():
     assert_same(runs[1][0], runs[0][0])
 
 
-@pytest.mark.parametrize("frequency", [None, 2])
+@pytest.mark.parametrize("frequency", [None, pytest.param(2, marks=pytest.mark.no_backend)])
 def test_the_optimizers_own_averages_work_beside_ours(frequency):
     """Keras's averages in NumPy, of the weights after each step; at the end of `fit` they are the weights."""
     trainer = trainer_of(keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.7, ema_overwrite_frequency=frequency))

@@ -74,12 +74,13 @@ class TrainStep:
 
     @contextlib.contextmanager
     def _kept(self):
-        """Keras takes the values out of the variables before it asks for the first batch, which may be refused."""
+        """Keras takes the values out of the variables before it asks for a batch, which may be refused."""
         variables = [*self.variables, *self.optimizer.variables, *self.metrics_variables]
         values = [variable.value for variable in variables]
         try:
             yield
         except BaseException:
+            self.jax_state_sync()  # those after the last step, if there was one
             for variable, value in zip(variables, values):
                 # There is no public way to ask. Checked with Keras 3.15; tests/test_private_apis.py fails first.
                 if variable._value is None and not value.is_deleted():

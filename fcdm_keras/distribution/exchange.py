@@ -18,6 +18,8 @@ def gather(array):
     if job().process_count == 1:
         return array
     counts = backend.gather(np.array([len(array)], np.int32))[:, 0]
+    if not max(counts):
+        return array  # engines cannot be trusted with nothing: TensorFlow's collectives crash
     padded = np.zeros((max(counts), *array.shape[1:]), array.dtype)
     padded[: len(array)] = array
     return np.concatenate([part[:count] for part, count in zip(backend.gather(padded), counts, strict=True)])
