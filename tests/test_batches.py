@@ -34,7 +34,7 @@ def fresh(accumulation_steps=1):
     """A trainer at its start, compiled once for all tests."""
     trainer, start = built(accumulation_steps)
     for variable, value in start:
-        variable.assign(value)
+        variable.assign(value.copy())  # TensorFlow may go on in the array's memory
     return trainer
 
 

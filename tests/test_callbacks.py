@@ -37,7 +37,7 @@ class Run:
 
     def reset(self):
         for variable, value in zip(self.variables, self.start, strict=True):
-            variable.assign(value)
+            variable.assign(value.copy())
         self.trainer.reset_metrics()
 
     def fit(self, steps, *used, first=0):
