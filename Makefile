@@ -1,7 +1,7 @@
 # `make train` and `make test` do all the set-up in .venv. Another Python: make PYTHON=/path/to/python3.11 test
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 KERAS_BACKEND ?= jax
-WORKERS ?= 2
+WORKERS ?= 3
 BIN := .venv/bin
 
 .PHONY: train test test-quick lint test-jax test-torch test-tensorflow

@@ -4,8 +4,9 @@
     python tests/suite.py --quick                           # what a change to the core needs
     python tests/suite.py --backends torch -k grn tests/test_backbone.py
 
-A unit of work is a test file on one backend. Two units run at a time, the longest first, each in a process of its own
-that `warm.py` forks, which gives all its memory back at its end. The last lines tell what it cost.
+A unit of work is a test file on one backend. Three units run at a time, the longest first, for some of them wait more
+than they compute; each in a process of its own that `warm.py` forks, which gives all its memory back at its end. The
+last lines tell what it cost.
 """
 
 import argparse
@@ -58,6 +59,10 @@ SECONDS = {
     "train_vae": (21, 34, 27),
     "checkpoint": (15, 34, 24),
     "checkpoint_forms": (0, 33, 0),
+    "hosts": (0, 85, 0),
+    "state": (26, 6, 46),
+    "batches": (25, 9, 27),
+    "runs": (14, 10, 18),
     "suite": (20, 29, 20),
     "imports": (20, 36, 10),
     "kernels": (24, 5, 17),
@@ -127,7 +132,7 @@ def main():
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--quick", action="store_true", help="only the tests marked `quick`")
     parser.add_argument("-k", default="", metavar="EXPRESSION", help="only the tests that pytest chooses by it")
-    parser.add_argument("--workers", type=int, default=2, help="units that run at a time")
+    parser.add_argument("--workers", type=int, default=3, help="units that run at a time")
     parser.add_argument("--keep", type=Path, help="folder for the output of all units, and a record of every test")
     options = parser.parse_args()
     for name, value in ENVIRONMENT.items():
