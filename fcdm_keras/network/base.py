@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 
-from fcdm_keras.backend.hub import keras_hub
+from fcdm_keras.backend.hub import Independent, keras_hub
 from fcdm_keras.network.conditioning import ClassConditioning
 
 
-class _Family(type(keras_hub.models.Backbone)):
+class _Family(Independent):
     """Makes `DiffusionBackbone` equal to each of its subclasses.
 
     KerasHub (checked: 0.32.0) loads a task's preset only where the task's `backbone_cls` equals the stored backbone's

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from fcdm_keras import backend
 from fcdm_keras.autoencoders import Identity, to_uint8
-from fcdm_keras.backend.hub import keras_hub
+from fcdm_keras.backend.hub import Independent, keras_hub
 from fcdm_keras.data.classes import number_of
 from fcdm_keras.diffusion import guidance, randomness
 from fcdm_keras.diffusion.objectives import OBJECTIVES
@@ -24,7 +24,7 @@ from fcdm_keras.sampling.draw_options import DrawOptions
 from fcdm_keras.sampling.finite import check_finite
 
 
-class ImageTask(keras_hub.models.Task):
+class ImageTask(keras_hub.models.Task, metaclass=Independent):
     """Base of tasks that draw one image per condition; a subclass says what conditions are.
 
     Args:
