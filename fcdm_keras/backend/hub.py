@@ -8,6 +8,7 @@ turns off, are kept from the terminal. Everything that needs KerasHub imports it
 import contextlib
 import importlib.util
 import os
+import re
 
 import keras
 
@@ -59,8 +60,14 @@ class Independent(type):
         return [c for c in super().mro() if c in _STANDARD or not (c is _PIPELINE or _is_keras(c))]
 
 
+def default_name(cls):
+    """The name that Keras gives the first object of a class, such as `fcdm_backbone`."""
+    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", cls.__name__)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
+
+
 def _is_keras(cls):
     return cls.__module__.partition(".")[0] == "keras"
 
 
-__all__ = ["Independent", "hide_tensorflow_gpus", "keras_hub"]
+__all__ = ["Independent", "default_name", "hide_tensorflow_gpus", "keras_hub"]
