@@ -7,7 +7,11 @@ from keras import quantizers
 
 from fcdm_keras.network.layers import Linear
 
-MODES = {"int8": quantizers.Int8QuantizationConfig}
+MODES = {
+    "int8": quantizers.Int8QuantizationConfig,
+    "int4": quantizers.Int4QuantizationConfig,
+    "float8": quantizers.Float8QuantizationConfig,
+}
 
 
 def check(model, config):
