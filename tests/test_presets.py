@@ -18,6 +18,7 @@ from fcdm_keras.training.trainer import DiffusionTrainer
 
 FLOATS = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
 QUANTIZED = ("int8", "int4", "float8")
+INPUTS = inputs(1, 4, 4)
 LOADING = """
 import sys
 from pathlib import Path
@@ -32,15 +33,15 @@ for folder in Path(sys.argv[1]).glob("*-*"):
     model = (FCDMBackbone if folder.name.endswith("backbone") else ClassToImage).from_preset(str(folder))
     backbone = getattr(model, "backbone", model)
     found[folder.name] = keras.ops.convert_to_numpy(backbone(inputs))
-    found[f"{folder.name} policy"] = (model.dtype_policy.name, getattr(backbone.merge_1, "quantization_mode") or "")
+    found[f"{folder.name} policy"] = (backbone.dtype_policy.name, backbone.merge_1.quantization_mode or "")
 np.savez(f"{sys.argv[1]}/found.npz", **found)
 """
 
 
 def of_policy(policy):
     if policy not in QUANTIZED:
-        return tiny_backbone((1, 0, 0, 0, 0), dtype=policy)
-    backbone = tiny_backbone((1, 0, 0, 0, 0))
+        return tiny_backbone((0, 0, 0, 0, 0), dtype=policy)
+    backbone = tiny_backbone((0, 0, 0, 0, 0))
     backbone.quantize(policy)
     return backbone
 
@@ -49,10 +50,10 @@ def of_policy(policy):
 def outputs(tmp_path_factory):
     """Outputs of models of every policy here, and in a fresh process that has loaded their presets."""
     folder, here = tmp_path_factory.mktemp("presets"), {}
-    np.savez(folder / "inputs.npz", **inputs())
+    np.savez(folder / "inputs.npz", **INPUTS)
     for policy in FLOATS + QUANTIZED:
         backbone = of_policy(policy)
-        here[policy] = to_numpy(backbone(inputs()))
+        here[policy] = to_numpy(backbone(INPUTS))
         backbone.save_to_preset(folder / f"{policy}-backbone")
         ClassToImage(backbone, image_size=8).save_to_preset(folder / f"{policy}-task")
     processes.run([sys.executable, "-c", LOADING, str(folder)], check=True, env={**os.environ})
