@@ -133,7 +133,8 @@ def test_a_second_model_has_the_names_of_the_first():
 def test_two_models_are_parts_of_one(tmp_path):
     parts = [tiny_backbone((0, 0, 0, 0, 0)) for _ in range(2)]
     parts[1].set_weights([-value for value in parts[0].get_weights()])
-    given = {"x_t": keras.Input((8, 8, 2)), "timesteps": keras.Input(()), "labels": keras.Input((), dtype="int32")}
+    kinds = {"x_t": ((8, 8, 2), "float32"), "timesteps": ((), "int32"), "labels": ((), "int32")}
+    given = {name: keras.Input(shape, dtype=dtype, name=name) for name, (shape, dtype) in kinds.items()}
     both = keras.Model(given, keras.layers.Add()([part(given) for part in parts]))
     expected = sum(to_numpy(part(inputs())) for part in parts)
     both.save(tmp_path / "both.keras")

@@ -110,7 +110,7 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
         """Quantizes the linears on feature maps, where nearly all weights and arithmetic are; see `keras.Model`.
 
         Args:
-            mode: `"int8"`.
+            mode: `"int8"`, `"int4"` or `"float8"`.
             config: Keras's default for the mode, which is all that is stored.
             filters: which of these layers; as Keras's.
 
@@ -149,6 +149,11 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
         """
         with presets.replacing(preset_dir) as folder:
             super().save_to_preset(str(folder), max_shard_size)
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, **kwargs):
+        """As KerasHub's `from_preset`, from a path too; the dtype policy is the preset's unless `dtype` is given."""
+        return super().from_preset(str(preset), load_weights, **kwargs)
 
     def get_config(self):
         return {

@@ -228,7 +228,7 @@ class ImageTask(keras_hub.models.Task, metaclass=Independent):
         Raises:
             ValueError: it is a backbone's preset, and neither is given.
         """
-        task = super().from_preset(preset, load_weights, **kwargs)
+        task = super().from_preset(str(preset), load_weights, **kwargs)
         if not task._is_stored and not kwargs.keys() & {"autoencoder", "image_size"}:
             raise ValueError(
                 f"{preset} is the preset of a backbone and not of a task: give autoencoder= and image_size= (pixels; "
