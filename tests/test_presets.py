@@ -17,7 +17,7 @@ from fcdm_keras.sampling.tasks import ClassToImage
 from fcdm_keras.training.trainer import DiffusionTrainer
 
 FLOATS = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
-QUANTIZED = ("int8", "int4", "float8")
+QUANTIZED = ("int8", "int4", "float8") if keras.backend.backend() == "torch" else ("int8",)
 INPUTS = inputs(1, 4, 4)
 LOADING = """
 import sys
@@ -229,5 +229,5 @@ def test_latents_that_are_no_real_numbers_are_refused(dtype):
     latents = np.ones((2, 8, 8, 2), dtype)
     with pytest.raises(ValueError, match=f"latents must be floating-point numbers; `encode` .* dtype {dtype}"):
         trainer.fit(latents, np.array([1, 2]), verbose=0)
-    with pytest.raises(ValueError, match=f"x_t must be floating-point numbers, .* Received: dtype {dtype}"):
+    with pytest.raises(ValueError, match=f"^x_t must be floating-point numbers; `encode` .* Received: dtype {dtype}$"):
         backbone({**inputs(), "x_t": latents})

@@ -93,6 +93,8 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
         given = inputs if isinstance(inputs, dict) else {}
         if isinstance(given.get("x_t"), keras.KerasTensor):
             self._tell_apart()
+        elif isinstance(given.get("x_t"), np.ndarray):
+            _check_floating(given["x_t"])
         condition = given.get(self.conditioning.input_name)
         if isinstance(condition, (list, tuple, np.ndarray)):  # on the host: a look costs nothing
             self.conditioning.check(condition)
@@ -126,9 +128,7 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
         if not isinstance(inputs, dict) or set(inputs) != set(names):
             received = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
             raise ValueError(f"Inputs must be a dict with the keys {', '.join(names)}. Received: {received}")
-        dtype = keras.backend.standardize_dtype(inputs["x_t"].dtype)
-        if not keras.backend.is_float_dtype(dtype):
-            raise ValueError(f"x_t must be floating-point numbers, as latents are: cast it. Received: dtype {dtype}")
+        _check_floating(inputs["x_t"])
         shape, multiple = tuple(inputs["x_t"].shape), self.side_multiple
         if len(shape) != 4 or shape[-1] != self.in_channels:
             raise ValueError(f"x_t must have shape (B, H, W, {self.in_channels}). Received: {shape}")
@@ -172,3 +172,12 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
         backbone = super().from_config(config)
         quantization.repeat(backbone, modes)
         return backbone
+
+
+def _check_floating(x_t):
+    dtype = keras.backend.standardize_dtype(x_t.dtype)
+    if not keras.backend.is_float_dtype(dtype):
+        raise ValueError(
+            "x_t must be floating-point numbers; `encode` of an autoencoder makes them of images. "
+            f"Received: dtype {dtype}"
+        )
