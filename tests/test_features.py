@@ -119,7 +119,7 @@ def test_dinov2_is_the_class_token_of_normalised_images(tmp_path):
         position_embedding_shape=(28, 28, 3),
     )
     backbone.save_to_preset(str(tmp_path))
-    expected = backbone.predict(normalised.astype("float32"), verbose=0)[:, 0]
+    expected = backbone.predict({"images": normalised.astype("float32")}, verbose=0)[:, 0]
     ours = DINOv2(str(tmp_path), batch_size=2, image_size=28)
     np.testing.assert_allclose(ours.extract(images)["pool"], expected, atol=1e-4)
     tiny_backbone((1, 0, 0, 0, 0))  # can still be made

@@ -225,7 +225,7 @@ class DINOv2(Extractor):
             images, self._size, interpolation="bicubic", antialias=True, data_format="channels_last"
         )
         images = (ops.clip(images, 0.0, 255.0) / 255.0 - np.float32(self.MEAN)) / np.float32(self.DEVIATION)
-        return ops.cast(self._network(images, training=False)[:, 0], "float32")
+        return ops.cast(self._network({"images": images}, training=False)[:, 0], "float32")
 
 
 class Pixels(Extractor):
