@@ -2,8 +2,10 @@
 
 import codecs
 import contextlib
+import ctypes
 import os
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -19,7 +21,7 @@ _MARKS = {  # those of UTF-32 begin with those of UTF-16
 @contextlib.contextmanager
 def replacing(path, mode="wb", **options):
     """A file, opened as by `open`, that takes the place of `path` (a `Path`) once it is written and on disk."""
-    unfinished = path.with_name(f".unfinished-{path.name}-{socket.gethostname()}-{os.getpid()}")
+    unfinished = _beside(path)
     with open(unfinished, mode, **options) as file:
         yield file
         file.flush()
@@ -31,6 +33,60 @@ def write_atomically(path, text):
     """Writes `text` to `path` (a `Path`) under another name first, and renames it when it is on disk."""
     with replacing(path, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+@contextlib.contextmanager
+def replacing_folder(path):
+    """A new folder that takes the place of `path` (a `Path`) once it is filled and on disk; absent if that fails."""
+    path = path.resolve()
+    unfinished = _beside(path)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        replace_folder(unfinished, path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def replace_folder(new, path):
+    """Puts the folder `new` in the place of `path` (`Path`s), whatever is there, once all of it is on disk."""
+    for folder, _, names in os.walk(new):
+        for name in (*names, "."):
+            sync(os.path.join(folder, name))
+    if not path.exists():
+        new.rename(path)
+    elif _exchange(new, path):
+        shutil.rmtree(new)
+    else:
+        old = path.with_name(f"{_beside(path).name}-replaced")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        new.rename(path)
+        shutil.rmtree(old)
+    sync(path.parent)
+
+
+def _beside(path):
+    """A hidden name beside `path` that no other process uses."""
+    return path.with_name(f".unfinished-{path.name}-{socket.gethostname()}-{os.getpid()}")
+
+
+def _exchange(first, second):
+    """Swaps two paths in one step, where the system (Linux) and the file system can. Returns whether they could."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    at, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(at, os.fsencode(first), at, os.fsencode(second), exchange) == 0
+
+
+def sync(path):
+    """Waits until a file, or the list of a folder's files, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_text(file):

@@ -32,7 +32,7 @@ class TextConditioning(layers.Layer):
     input_name = "text_embeddings"
 
     def __init__(self, embedding_dim, widths=None, **kwargs):
-        super().__init__(**{**kwargs, "dtype": "float32"})
+        super().__init__(**{"name": "text_conditioning", **kwargs, "dtype": "float32"})
         if not isinstance(embedding_dim, (int, np.integer)) or embedding_dim < 1:
             raise ValueError(f"embedding_dim must be a positive integer. Received: {embedding_dim!r}")
         self.embedding_dim = int(embedding_dim)

@@ -23,14 +23,14 @@ def test_the_class_of_an_optimizer_is_known_without_making_one():
     assert BACKEND != "torch" or AdamW.__mro__[1] is not keras.optimizers.AdamW
 
 
-def test_kerashub_rebases_its_backbone_and_it_can_be_set_back():
-    """`backend.hub.unchanged_backbones`: where no class is rebased any more, it can go."""
-    before = hub.keras_hub.models.Backbone.__bases__
-    with hub.unchanged_backbones():
-        inputs = keras.Input((2,))
-        hub.keras_hub.models.Backbone(inputs, keras.layers.Dense(1)(inputs))
-        assert hub.keras_hub.models.Backbone.__bases__ != before
-    assert hub.keras_hub.models.Backbone.__bases__ == before
+def test_kerashub_has_keras_rewrite_the_bases_of_its_classes():
+    """`backend.hub.Independent`: where no class is rewritten any more, it can go."""
+    inputs = keras.Input((2,))
+    hub.keras_hub.models.Backbone(inputs, keras.layers.Dense(1)(inputs))
+    functional = type(keras.Model(inputs, inputs))
+    assert functional in hub.keras_hub.models.Backbone.__mro__
+    assert hub._PIPELINE.__name__ == "PipelineModel" and hub._PIPELINE.__bases__[0] in (keras.Model, functional)
+    assert "PipelineModel.__bases__ = (keras.Model,)" in inspect.getsource(hub._PIPELINE.__init__)
 
 
 if BACKEND == "torch":

@@ -8,6 +8,7 @@ turns off, are kept from the terminal. Everything that needs KerasHub imports it
 import contextlib
 import importlib.util
 import os
+import re
 
 import keras
 
@@ -41,19 +42,32 @@ with _quiet() if keras.backend.backend() != "tensorflow" else contextlib.nullcon
     import keras_hub
 
 
-@contextlib.contextmanager
-def unchanged_backbones():
-    """A context to make KerasHub's functional backbones in, of which only plain `keras.Model`s are kept.
+_STANDARD = keras.Model.__mro__
+_PIPELINE = keras_hub.models.Task.__mro__[1]  # has no other name in public
 
-    Keras rebases `keras_hub.models.Backbone` on its functional models, for the whole process, when the first functional
-    backbone is made. Ours is none of them, and could neither be made nor called afterwards. There is no public way to
-    undo it. Checked with Keras 3.15 and KerasHub 0.32; tests/test_private_apis.py fails first.
+
+class Independent(type):
+    """Makes classes that stay what they are when Keras rewrites the bases of classes that they derive from.
+
+    For a functional backbone or task, Keras puts its functional model in the place of `keras.Model` among the bases of
+    `keras_hub.models.Backbone` or of `keras_hub.models.Task`, for the whole process; and every task that is made puts
+    `keras.Model` back, which breaks the functional ones. So our classes inherit, of Keras, from `keras.Model` alone,
+    and not from the class that puts it back. Python asks for the order of all subclasses again where bases change.
+    Checked with Keras 3.15 and KerasHub 0.32.
     """
-    bases = keras_hub.models.Backbone.__bases__
-    try:
-        yield
-    finally:
-        keras_hub.models.Backbone.__bases__ = bases
+
+    def mro(cls):
+        return [c for c in super().mro() if c in _STANDARD or not (c is _PIPELINE or _is_keras(c))]
 
 
-__all__ = ["hide_tensorflow_gpus", "keras_hub", "unchanged_backbones"]
+def default_name(cls):
+    """The name that Keras gives the first object of a class, such as `fcdm_backbone`."""
+    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", cls.__name__)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
+
+
+def _is_keras(cls):
+    return cls.__module__.partition(".")[0] == "keras"
+
+
+__all__ = ["Independent", "default_name", "hide_tensorflow_gpus", "keras_hub"]

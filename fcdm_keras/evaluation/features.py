@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from fcdm_keras import backend
-from fcdm_keras.backend.hub import keras_hub, unchanged_backbones
+from fcdm_keras.backend.hub import keras_hub
 from fcdm_keras.evaluation.arrays import LOOKED_AT, check_images
 from fcdm_keras.evaluation.inception.graph import FrozenGraph
 
@@ -206,9 +206,7 @@ class DINOv2(Extractor):
         super().__init__("dinov2", batch_size)
         self._size = (image_size, image_size)
         try:
-            with unchanged_backbones():
-                backbone = keras_hub.models.DINOV2Backbone.from_preset(source, image_shape=(*self._size, 3))
-                self._network = keras.Model(backbone.inputs, backbone.outputs)
+            self._network = keras_hub.models.DINOV2Backbone.from_preset(source, image_shape=(*self._size, 3))
         except Exception as error:  # the download's errors are of many kinds
             reason = str(error).partition("\n")[0]
             raise OSError(
@@ -227,7 +225,7 @@ class DINOv2(Extractor):
             images, self._size, interpolation="bicubic", antialias=True, data_format="channels_last"
         )
         images = (ops.clip(images, 0.0, 255.0) / 255.0 - np.float32(self.MEAN)) / np.float32(self.DEVIATION)
-        return ops.cast(self._network(images, training=False)[:, 0], "float32")
+        return ops.cast(self._network({"images": images}, training=False)[:, 0], "float32")
 
 
 class Pixels(Extractor):

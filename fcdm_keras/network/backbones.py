@@ -2,5 +2,5 @@
 
 from fcdm_keras.network.fcdm import FCDMBackbone
 
-# Keras names a model by its class, here NAME_backbone: with that the paths of its variables begin.
+# A model is named by its class, here NAME_backbone: with that the paths of its variables begin.
 BACKBONES = {"fcdm": FCDMBackbone}

@@ -1,13 +1,19 @@
 """What all backbones have in common: one contract towards trainers, samplers, tasks and devices."""
 
+import collections
+import itertools
+
 import keras
 import numpy as np
 
-from fcdm_keras.backend.hub import keras_hub
+from fcdm_keras.backend.hub import Independent, default_name, keras_hub
+from fcdm_keras.network import presets, quantization
 from fcdm_keras.network.conditioning import ClassConditioning
 
+_parts = collections.defaultdict(itertools.count)  # of functional models so far, by their default names
 
-class _Family(type(keras_hub.models.Backbone)):
+
+class _Family(Independent):
     """Makes `DiffusionBackbone` equal to each of its subclasses.
 
     KerasHub (checked: 0.32.0) loads a task's preset only where the task's `backbone_cls` equals the stored backbone's
@@ -38,6 +44,8 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
         conditioning: a module as described in `fcdm_keras.network.conditioning`; default
             `ClassConditioning(num_classes)`.
         dtype: dtype policy, e.g. `"mixed_bfloat16"`.
+        name: default the class's in snake case, as `fcdm_backbone`, for every model: so variables of two models have
+            the same paths.
 
     Attributes:
         side_multiple: what height and width of `x_t` must be divisible by.
@@ -49,13 +57,22 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
     """
 
     side_multiple = 1
+    _is_part = False  # of a functional model
     gradient_checkpointing = False
     layout = ((r".*", ()),)
 
     def __init__(
-        self, widths, num_classes=1000, in_channels=4, out_channels=None, conditioning=None, dtype=None, **kwargs
+        self,
+        widths,
+        num_classes=1000,
+        in_channels=4,
+        out_channels=None,
+        conditioning=None,
+        dtype=None,
+        name=None,
+        **kwargs,
     ):
-        super().__init__(dtype=dtype, **kwargs)
+        super().__init__(dtype=dtype, name=name or default_name(type(self)), **kwargs)
         self.in_channels = in_channels
         self.out_channels = out_channels or 2 * in_channels
         self.widths = tuple(widths)
@@ -73,10 +90,37 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
             self.conditioning.build(None)
 
     def __call__(self, inputs, *args, **kwargs):
-        condition = inputs.get(self.conditioning.input_name) if isinstance(inputs, dict) else None
+        given = inputs if isinstance(inputs, dict) else {}
+        if isinstance(given.get("x_t"), keras.KerasTensor):
+            self._tell_apart()
+        elif isinstance(given.get("x_t"), np.ndarray):
+            _check_floating(given["x_t"])
+        condition = given.get(self.conditioning.input_name)
         if isinstance(condition, (list, tuple, np.ndarray)):  # on the host: a look costs nothing
             self.conditioning.check(condition)
         return super().__call__(inputs, *args, **kwargs)
+
+    def _tell_apart(self):
+        """Numbers the models with the default name that become parts of functional models, where names must differ."""
+        name = default_name(type(self))
+        if self.name == name and not self._is_part:
+            number = next(_parts[name])
+            self.name = f"{name}_{number}" if number else name
+        self._is_part = True
+
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """Quantizes the linears on feature maps, where nearly all weights and arithmetic are; see `keras.Model`.
+
+        Args:
+            mode: `"int8"`, `"int4"` or `"float8"`.
+            config: Keras's default for the mode, which is all that is stored.
+            filters: which of these layers; as Keras's.
+
+        Raises:
+            ValueError: for another mode or configuration, for float16, and for layers that are quantized already.
+        """
+        quantization.check(self, config)
+        super().quantize(mode, config=config, filters=quantization.filtered(filters), **kwargs)
 
     def checked(self, inputs):
         """`x_t`, `timesteps` and condition of an input dict. Raises ValueError if it does not fit."""
@@ -84,6 +128,7 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
         if not isinstance(inputs, dict) or set(inputs) != set(names):
             received = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
             raise ValueError(f"Inputs must be a dict with the keys {', '.join(names)}. Received: {received}")
+        _check_floating(inputs["x_t"])
         shape, multiple = tuple(inputs["x_t"].shape), self.side_multiple
         if len(shape) != 4 or shape[-1] != self.in_channels:
             raise ValueError(f"x_t must have shape (B, H, W, {self.in_channels}). Received: {shape}")
@@ -96,9 +141,24 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
     def compute_output_shape(self, input_shape):
         return (*input_shape["x_t"][:-1], self.out_channels)
 
+    def save_to_preset(self, preset_dir, max_shard_size=10):
+        """Saves a preset, which takes the place of an earlier one in `preset_dir` as a whole.
+
+        Raises:
+            ValueError: the folder holds anything else than a preset; nothing has been touched.
+        """
+        with presets.replacing(preset_dir) as folder:
+            super().save_to_preset(str(folder), max_shard_size)
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, **kwargs):
+        """As KerasHub's `from_preset`, from a path too; the dtype policy is the preset's unless `dtype` is given."""
+        return super().from_preset(str(preset), load_weights, **kwargs)
+
     def get_config(self):
         return {
             **super().get_config(),
+            **quantization.stored(self),
             "in_channels": self.in_channels,
             "out_channels": self.out_channels,
             "conditioning": keras.saving.serialize_keras_object(self.conditioning),
@@ -106,7 +166,18 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
 
     @classmethod
     def from_config(cls, config):
-        config = dict(config)
+        config, modes = quantization.read(config)
         if isinstance(config.get("conditioning"), dict):
             config["conditioning"] = keras.saving.deserialize_keras_object(config["conditioning"])
-        return super().from_config(config)
+        backbone = super().from_config(config)
+        quantization.repeat(backbone, modes)
+        return backbone
+
+
+def _check_floating(x_t):
+    dtype = keras.backend.standardize_dtype(x_t.dtype)
+    if not keras.backend.is_float_dtype(dtype):
+        raise ValueError(
+            "x_t must be floating-point numbers; `encode` of an autoencoder makes them of images. "
+            f"Received: dtype {dtype}"
+        )

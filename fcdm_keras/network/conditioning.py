@@ -35,7 +35,7 @@ class ClassConditioning(layers.Layer):
     input_name = "labels"
 
     def __init__(self, num_classes, widths=None, **kwargs):
-        super().__init__(**{**kwargs, "dtype": "float32"})
+        super().__init__(**{"name": "class_conditioning", **kwargs, "dtype": "float32"})
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
         self.num_classes = num_classes

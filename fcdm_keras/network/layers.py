@@ -41,6 +41,10 @@ class Linear(layers.Dense):
         kernel, bias = ops.cast(self.kernel, inputs.dtype), ops.cast(self.bias, inputs.dtype)
         return kernels.linear(inputs, kernel, bias)
 
+    def quantize(self, mode=None, type_check=True, config=None):
+        """As `keras.layers.Dense.quantize`, whose arithmetic a quantized layer has."""
+        super().quantize(mode, type_check=False, config=config)
+
 
 @keras.saving.register_keras_serializable("fcdm_keras")
 class DepthwiseConv(layers.Layer):

@@ -15,7 +15,7 @@ def paths(model):
 
 def path_in(model, variable):
     """The path of a variable behind the model's own name."""
-    return variable.path.removeprefix(f"{model.name}/")
+    return variable.path.removeprefix(f"{model.path or model.name}/")
 
 
 def matched(entries, model, what):
@@ -88,7 +88,7 @@ def _by_id(values, model):
         entries, values = values.entries, values.values
     elif isinstance(values, dict):
         places = {path: place for place, path in enumerate(paths(model))}
-        names = [name.removeprefix(f"{model.name}/") for name in values]
+        names = [name.removeprefix(f"{model.path or model.name}/") for name in values]
         values = list(values.values())
         entries = [(name, places.get(name, len(places)), value.shape) for name, value in zip(names, values)]
     else:

@@ -7,6 +7,7 @@ from keras import ops
 
 from fcdm_keras import backend, distribution
 from fcdm_keras.autoencoders import Identity
+from fcdm_keras.files import replace_folder
 from fcdm_keras.network.backbones import BACKBONES
 from fcdm_keras.recipes import MODEL_SIZES
 from fcdm_keras.sampling.tasks import ClassToImage
@@ -112,5 +113,4 @@ def export_preset(trainer, folder, build_task):
             shutil.rmtree(unfinished, ignore_errors=True)
         distribution.write_once(lambda path: task.save_to_preset(str(path)), unfinished)
     if distribution.is_main():
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
+        replace_folder(unfinished, folder)

@@ -48,6 +48,8 @@ def load_task(source, autoencoder=None):
         kind = options.read_json(file)["class_name"] if file.exists() else "ClassToImage"
         if kind != "ClassToImage":
             raise ValueError(f"it holds a {kind}, and a ClassToImage is needed.")
+        if Path(preset).is_dir() and not file.exists():  # a backbone's, as `convert` writes: flags say the rest
+            return ClassToImage.from_preset(preset, image_size=256, **replaced)
         return ClassToImage.from_preset(preset, **replaced)
 
     return find_model(source, load, unfinished)

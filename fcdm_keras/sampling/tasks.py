@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from fcdm_keras import backend
 from fcdm_keras.autoencoders import Identity, to_uint8
-from fcdm_keras.backend.hub import keras_hub
+from fcdm_keras.backend.hub import Independent, default_name, keras_hub
 from fcdm_keras.data.classes import number_of
 from fcdm_keras.diffusion import guidance, randomness
 from fcdm_keras.diffusion.objectives import OBJECTIVES
 from fcdm_keras.diffusion.samplers import SAMPLERS, taken
+from fcdm_keras.network import presets
 from fcdm_keras.network.backbones import BACKBONES  # noqa: F401  (registers all, for presets)
 from fcdm_keras.network.base import DiffusionBackbone
 from fcdm_keras.network.conditioning import ClassConditioning, as_labels
@@ -24,7 +25,7 @@ from fcdm_keras.sampling.draw_options import DrawOptions
 from fcdm_keras.sampling.finite import check_finite
 
 
-class ImageTask(keras_hub.models.Task):
+class ImageTask(keras_hub.models.Task, metaclass=Independent):
     """Base of tasks that draw one image per condition; a subclass says what conditions are.
 
     Args:
@@ -32,6 +33,7 @@ class ImageTask(keras_hub.models.Task):
         autoencoder: see `fcdm_keras.autoencoders`; default `Identity` (pixels).
         image_size: side of the images in pixels, or (height, width).
         objective: what the backbone was trained on, a name in `fcdm_keras.diffusion.objectives.OBJECTIVES`.
+        name: default the class's in snake case, as `class_to_image`, for every task.
 
     Raises:
         ValueError: if the autoencoder's latents or the kind of condition do not fit the backbone.
@@ -39,8 +41,9 @@ class ImageTask(keras_hub.models.Task):
 
     backbone_cls = DiffusionBackbone
     input_name = None  # of the conditioning modules that a subclass takes
+    _is_stored = False  # whether it was made of a configuration
 
-    def __init__(self, backbone, autoencoder=None, image_size=256, objective="iddpm", **kwargs):
+    def __init__(self, backbone, autoencoder=None, image_size=256, objective="iddpm", name=None, **kwargs):
         kwargs.pop("preprocessor", None)
         if objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}. Received: {objective!r}")
@@ -55,7 +58,7 @@ class ImageTask(keras_hub.models.Task):
                 f"{type(self).__name__} takes a backbone that is conditioned on {self.input_name}. "
                 f"Received: one conditioned on {backbone.conditioning.input_name}"
             )
-        super().__init__(compile=False, **kwargs)
+        super().__init__(compile=False, name=name or default_name(type(self)), **kwargs)
         self.backbone = backbone
         self.autoencoder = autoencoder
         self.objective = objective
@@ -196,7 +199,42 @@ class ImageTask(keras_hub.models.Task):
         config = dict(config)
         if isinstance(config.get("autoencoder"), dict):
             config["autoencoder"] = keras.saving.deserialize_keras_object(config["autoencoder"])
-        return super().from_config(config)
+        task = super().from_config(config)
+        task._is_stored = True
+        return task
+
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """As the backbone's `quantize`: the autoencoder stays as it is."""
+        self.backbone.quantize(mode, config=config, filters=filters, **kwargs)
+
+    def save_to_preset(self, preset_dir, max_shard_size=10):
+        """Saves a preset, which takes the place of an earlier one in `preset_dir` as a whole.
+
+        Raises:
+            ValueError: the folder holds anything else than a preset; nothing has been touched.
+        """
+        with presets.replacing(preset_dir) as folder:
+            super().save_to_preset(str(folder), max_shard_size)
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, **kwargs):
+        """A task from its preset, or from a backbone's with what is missing there: `autoencoder=`, `image_size=`.
+
+        Args:
+            preset: a folder, `hf://…` or `kaggle://…`.
+            load_weights: as in KerasHub.
+            **kwargs: arguments of this class that replace the preset's; `dtype`, the backbone's.
+
+        Raises:
+            ValueError: it is a backbone's preset, and neither is given.
+        """
+        task = super().from_preset(str(preset), load_weights, **kwargs)
+        if not task._is_stored and not kwargs.keys() & {"autoencoder", "image_size"}:
+            raise ValueError(
+                f"{preset} is the preset of a backbone and not of a task: give autoencoder= and image_size= (pixels; "
+                "without an autoencoder images are what the backbone draws)."
+            )
+        return task
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")

@@ -20,6 +20,7 @@ import numpy as np
 from keras import ops
 
 from fcdm_keras import distribution
+from fcdm_keras.files import sync
 from fcdm_keras.training.logs import metric_sums
 
 WEIGHTS, MANIFEST = "trainer.weights.h5", "checkpoint.json"
@@ -107,7 +108,7 @@ class CheckpointManager:
     def _finish(self, trainer, unfinished, step, state):
         final = self.path(step)
         with self._explained(unfinished, step):
-            _sync(unfinished / WEIGHTS)
+            sync(unfinished / WEIGHTS)
             manifest = {
                 "step": step,
                 "shapes": _shapes(trainer),
@@ -117,11 +118,11 @@ class CheckpointManager:
             }
             manifest["sha256"] = _checksum(unfinished / WEIGHTS, manifest)
             (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            _sync(unfinished / MANIFEST)
-            _sync(unfinished)
+            sync(unfinished / MANIFEST)
+            sync(unfinished)
             self._remove(step)
             unfinished.rename(final)
-            _sync(self.folder)
+            sync(self.folder)
         self._prune(step)
 
     @contextlib.contextmanager
@@ -254,11 +255,3 @@ def _checksum(weights, manifest):
         digest = hashlib.file_digest(file, "sha256")
     digest.update(json.dumps(others, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _sync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

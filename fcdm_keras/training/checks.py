@@ -51,6 +51,16 @@ def check_latents(
         raise ValueError(f"{name} must be floating-point numbers{cure}. Received: dtype {latents.dtype}")
 
 
+def check_trainable(model):
+    """`model` has no quantized layers, whose weights gradients cannot move."""
+    mode = next((layer.quantization_mode for layer in model._flatten_layers() if layer.quantization_mode), None)
+    if mode:
+        raise ValueError(
+            f"{model.name} is quantized to {mode}, and so its weights cannot be trained: train a model that is not, "
+            "and quantize it afterwards."
+        )
+
+
 def check_noise(noise, latents):
     if noise.shape != latents.shape or noise.dtype.kind != "f":
         raise ValueError(

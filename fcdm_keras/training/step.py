@@ -5,7 +5,7 @@ from keras import ops
 
 from fcdm_keras import backend, distribution
 from fcdm_keras.diffusion import randomness
-from fcdm_keras.training import weight_file
+from fcdm_keras.training import checks, weight_file
 from fcdm_keras.training.batches import Batches
 from fcdm_keras.training.ema import EMA
 from fcdm_keras.training.optimizer import AdamW
@@ -96,6 +96,7 @@ class StepTrainer(backend.TrainStep, keras.Model):
         self.check_optimizer()
 
     def make_train_function(self, force=False):
+        checks.check_trainable(self.ema.model)
         self.ema.begin()
         return super().make_train_function(force)
 
