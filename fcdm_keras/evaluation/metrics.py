@@ -6,6 +6,7 @@ FID and sFID are `frechet_distance` of Inception's pooled and spatial features (
 import warnings
 
 import numpy as np
+from scipy.linalg.lapack import dpstrf
 
 from fcdm_keras.evaluation.neighbors import precision_recall
 from fcdm_keras.evaluation.statistics import FeatureStatistics, check_features
@@ -26,8 +27,8 @@ __all__ = [
 def frechet_distance(mu_a, sigma_a, mu_b, sigma_b):
     """Squared Fréchet distance of two Gaussians: |μ_a − μ_b|² + tr Σ_a + tr Σ_b − 2 tr (Σ_a Σ_b)^½ (arXiv:1706.08500).
 
-    With Σ = R Rᵀ from the eigenvectors, the last trace is the sum of the singular values of R_aᵀ R_b. It is real and
-    finite, and exact to rounding for singular covariances too; nothing is added to their diagonals.
+    With Σ = R Rᵀ, the last trace is the sum of the singular values of R_aᵀ R_b. It is real and finite, and exact to
+    rounding for singular covariances too; nothing is added to their diagonals.
 
     Args:
         mu_a, mu_b: means `(D,)`.
@@ -56,10 +57,11 @@ def frechet_distance(mu_a, sigma_a, mu_b, sigma_b):
 
 
 def _factor(sigma):
-    """R `(D, rank)` with R Rᵀ = Σ, leaving out eigenvalues that are zero but for rounding."""
-    values, vectors = np.linalg.eigh(sigma)
-    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
-    return vectors[:, kept] * np.sqrt(values[kept])
+    """R `(D, rank)` with R Rᵀ = Σ: Cholesky's with pivots, which ends where what is left is rounding."""
+    lower, pivots, rank, _ = dpstrf(sigma, lower=1)
+    factor = np.empty((len(sigma), rank))
+    factor[pivots - 1] = np.tril(lower)[:, :rank]
+    return factor
 
 
 def mean_and_covariance(features):
