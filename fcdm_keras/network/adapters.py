@@ -93,8 +93,8 @@ def _enable(model, rank, layers):
     present = adapted(model)
     if present:
         raise ValueError(
-            f"{model.name} has adapters already, on {len(present)} layers: train them on, or save a preset, which holds "
-            "the merged weights, and start from that."
+            f"{model.name} has adapters already, on {len(present)} layers: train them on, or save a preset, which has "
+            "merged weights, and start from that."
         )
     model.trainable = True
     for layer in model._flatten_layers(include_self=False):
@@ -149,7 +149,7 @@ def load(model, file):
     present = {path: layer.lora_rank for path, layer in adapted(model).items()}
     if present and present != dict.fromkeys(adapters, rank):
         raise ValueError(
-            f"{file} holds adapters of rank {rank} for {len(adapters)} layers, and {model.name} has other ones, of rank "
+            f"{file} holds adapters of rank {rank} for {len(adapters)} layers, and {model.name} has others, of rank "
             f"{next(iter(present.values()))} on {len(present)} layers: load it into a network without adapters."
         )
     if not present:
