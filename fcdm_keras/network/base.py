@@ -101,8 +101,8 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
     def enable_lora(self, rank, target_layer_names=None):
         """Freezes all weights and adapts layers (LoRA); compile the trainer afterwards.
 
-        What else shall be trained is unfrozen afterwards: `backbone.conditioning.trainable = True` for the tables, which
-        new classes need.
+        What else shall be trained is unfrozen afterwards: `backbone.conditioning.trainable = True` for the tables,
+        which new classes need.
 
         Args:
             rank: of the adapters, at least 1.
