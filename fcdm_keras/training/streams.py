@@ -170,6 +170,12 @@ def _tensorflow_dataset(data, batches):
 
     def arranged(*element):
         parts = batches.named(element if len(element) > 1 else element[0])
+        ragged = [name for name, part in parts.items() if not isinstance(part, tf.Tensor)]
+        if ragged:
+            raise ValueError(
+                f"A batch must be of tensors in which all samples have one shape. Received: {', '.join(ragged)} as "
+                f"{type(parts[ragged[0]]).__name__}; batch samples of one size together, or crop them to one."
+            )
         specs = {name: _spec(name, part, module) for name, part in parts.items()}
         marks = [name for name, used in (("sample_weight", weighed), ("real", marked)) if used]
         specs.update(dict.fromkeys(marks, ("float32", (None,))))
