@@ -168,14 +168,15 @@ def _tensorflow_dataset(data, batches):
     marked = backend.same_keys() and batches.own_parts > 1
     weighed = batches.class_weights is not None
 
+    ragged = [spec for spec in tf.nest.flatten(data.element_spec) if not isinstance(spec, tf.TensorSpec)]
+    if ragged:
+        raise ValueError(
+            "Batches must be of tensors, all samples of one shape. Received: a tf.data set of "
+            f"{type(ragged[0]).__name__.removesuffix('Spec')}; batch samples of one size together, or crop them to one."
+        )
+
     def arranged(*element):
         parts = batches.named(element if len(element) > 1 else element[0])
-        ragged = [name for name, part in parts.items() if not isinstance(part, tf.Tensor)]
-        if ragged:
-            raise ValueError(
-                f"A batch must be of tensors in which all samples have one shape. Received: {', '.join(ragged)} as "
-                f"{type(parts[ragged[0]]).__name__}; batch samples of one size together, or crop them to one."
-            )
         specs = {name: _spec(name, part, module) for name, part in parts.items()}
         marks = [name for name, used in (("sample_weight", weighed), ("real", marked)) if used]
         specs.update(dict.fromkeys(marks, ("float32", (None,))))
