@@ -4,7 +4,7 @@ KERAS_BACKEND ?= jax
 WORKERS ?= 3
 BIN := .venv/bin
 
-.PHONY: train test test-quick lint test-jax test-torch test-tensorflow
+.PHONY: train test test-quick test-latest lint test-jax test-torch test-tensorflow
 
 train: .venv/installed
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python train_imagenet.py
@@ -15,6 +15,17 @@ test: .venv/installed
 
 test-quick: .venv/installed
 	$(BIN)/python tests/suite.py --workers $(WORKERS) --quick
+
+# The quick tests with the newest releases that the package index has, whatever constraints.txt and pyproject.toml pin.
+test-latest: .venv-latest/installed
+	.venv-latest/bin/python -m pip list | grep -E "^(keras|keras-hub|numpy|jax|torch|tensorflow) "
+	.venv-latest/bin/python tests/suite.py --workers $(WORKERS) --quick
+
+.venv-latest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install --quiet --editable ".[all,dev]"
+	.venv-latest/bin/python -m pip install --quiet --upgrade keras keras-hub numpy jax torch torchvision tensorflow
+	touch $@
 
 test-jax test-torch test-tensorflow: test-%: .venv/installed
 	$(BIN)/python tests/suite.py --workers $(WORKERS) --backends $*

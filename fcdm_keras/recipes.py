@@ -65,6 +65,9 @@ class TrainConfig:
     )
     data_workers: int = changeable(0, "processes that read training data; 0 reads in this one", at_least(0))
     init_from: str = setting("", "start from the weights of a preset, run or reference checkpoint (.pt)")
+    lora_rank: int = setting(
+        0, "train adapters of this rank and the conditioning, the rest as in --init-from; 0 trains all", at_least(0)
+    )
     global_batch_size: int = setting(256, "images per optimizer step, over all devices and micro-batches", at_least(1))
     accumulation_steps: int = changeable(
         1, "micro-batches per optimizer step; divides the global batch size", at_least(1)
@@ -114,6 +117,8 @@ class TrainConfig:
                 f"global_batch_size must be divisible by accumulation_steps={self.accumulation_steps}. "
                 f"Received: {self.global_batch_size}"
             )
+        if self.lora_rank and not self.init_from:
+            raise ValueError(f"lora_rank={self.lora_rank} needs init_from, the weights that it adapts. Received: none")
 
 
 @dataclasses.dataclass(frozen=True)

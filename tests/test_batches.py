@@ -263,6 +263,15 @@ def test_forms_of_the_same_data_are_the_same():
 
 
 @pytest.mark.no_backend
+@pytest.mark.no_backend
+def test_ragged_batches_of_tf_data_are_refused():
+    import tensorflow as tf
+
+    sides = tf.ragged.stack([tf.zeros((8, 8, 2)), tf.zeros((4, 8, 2))])
+    with pytest.raises(ValueError, match="all samples of one shape. Received: a tf.data set of RaggedTensor"):
+        fresh().fit(tf.data.Dataset.from_tensor_slices((sides, [0, 1])).batch(2))
+
+
 def test_images_that_cannot_be_are_refused():
     from fcdm_keras.autoencoders import PatchAutoencoder
 

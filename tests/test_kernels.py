@@ -257,3 +257,15 @@ def test_layer_norm_of_bfloat16_is_float32():
     x = ops.convert_to_numpy(ops.cast(x, "float32")).astype("float64")
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(ops.convert_to_numpy(y), expected, atol=1e-5)
+
+
+if keras.backend.backend() == "jax":
+
+    def test_gradients_are_the_same_where_the_user_has_set_64_bits():
+        import jax
+
+        x, kernel = np.ones((1, 4, 4, 2), "float32"), np.ones((3, 3, 2, 1), "float32")
+        gradient = jax.grad(lambda kernel: kernels.depthwise_conv(x, kernel).sum())
+        expected = np.asarray(gradient(kernel))
+        with jax.enable_x64(True):
+            np.testing.assert_array_equal(np.asarray(gradient(kernel)), expected)

@@ -81,7 +81,7 @@ def _kernel_gradient(x, gradient, size):
         return total + _sum(products), None
 
     zeros = jnp.zeros((batch, size, size, channels), jnp.float32)
-    total, _ = lax.scan(add_tile, zeros, jnp.arange(height * tiles, dtype=jnp.int32))
+    total, _ = lax.scan(add_tile, zeros, jnp.arange(height * tiles))
     return jnp.sum(total, axis=0)
 
 

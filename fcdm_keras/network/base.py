@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from fcdm_keras.backend.hub import Independent, default_name, keras_hub
-from fcdm_keras.network import presets, quantization
+from fcdm_keras.network import adapters, presets, quantization
 from fcdm_keras.network.conditioning import ClassConditioning
 
 _parts = collections.defaultdict(itertools.count)  # of functional models so far, by their default names
@@ -137,6 +137,37 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
                 f"Height and width of x_t must be divisible by {multiple}. Received: {shape[1]}×{shape[2]}"
             )
         return tuple(inputs[name] for name in names)
+
+    def default_lora_layer_names(self):
+        """Names of the layers that `enable_lora` adapts; a subclass names its own."""
+        return []
+
+    def enable_lora(self, rank, target_layer_names=None):
+        """Freezes all weights and adapts layers (LoRA); compile the trainer afterwards.
+
+        What else shall be trained is unfrozen afterwards: `backbone.conditioning.trainable = True` for the tables,
+        which new classes need.
+
+        Args:
+            rank: of the adapters, at least 1.
+            target_layer_names: names of the layers; default `default_lora_layer_names()`.
+
+        Raises:
+            ValueError: for a rank or names that cannot be, and where there are adapters already.
+        """
+        adapters.enable(self, rank, target_layer_names or self.default_lora_layer_names())
+
+    def save_lora_weights(self, filepath):
+        """Saves the adapters, and all other weights that are trainable, in a file `….lora.h5`."""
+        adapters.save(self, filepath)
+
+    def load_lora_weights(self, filepath):
+        """Loads a file of `save_lora_weights` into a network of the same sizes, which is adapted if it is not yet.
+
+        Raises:
+            ValueError: the file does not fit; nothing was loaded.
+        """
+        adapters.load(self, filepath)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape["x_t"][:-1], self.out_channels)

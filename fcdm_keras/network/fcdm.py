@@ -160,6 +160,10 @@ class FCDMBackbone(DiffusionBackbone):
         for block in self.blocks:
             block.gradient_checkpointing = bool(enabled)
 
+    def default_lora_layer_names(self):
+        """The two linears of each block, which hold most of the weights."""
+        return ["pwconv1", "pwconv2"]
+
     def call(self, inputs, training=None):
         x_t, timesteps, condition = self.checked(inputs)
         vectors = zip(self.time_embeddings, self.conditioning(condition), strict=True)

@@ -11,6 +11,7 @@ import keras
 from keras import layers, ops
 
 from fcdm_keras import kernels
+from fcdm_keras.network.adapters import Adaptable
 from fcdm_keras.network.initializers import Normal, XavierUniform
 
 
@@ -26,7 +27,7 @@ def conv(channels, **options):
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
-class Conv2D(layers.Conv2D):
+class Conv2D(Adaptable, layers.Conv2D):
     """`keras.layers.Conv2D`, computed by `fcdm_keras.kernels.conv3x3`."""
 
     def convolution_op(self, inputs, kernel):
@@ -34,7 +35,7 @@ class Conv2D(layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
-class Linear(layers.Dense):
+class Linear(Adaptable, layers.Dense):
     """`keras.layers.Dense`, with bias and without activation, computed by `fcdm_keras.kernels.linear`."""
 
     def call(self, inputs, training=None):

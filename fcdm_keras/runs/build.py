@@ -8,8 +8,10 @@ from keras import ops
 from fcdm_keras import backend, distribution
 from fcdm_keras.autoencoders import Identity
 from fcdm_keras.files import replace_folder
+from fcdm_keras.network import adapters
 from fcdm_keras.network.backbones import BACKBONES
 from fcdm_keras.recipes import MODEL_SIZES
+from fcdm_keras.runs.folder import ADAPTERS
 from fcdm_keras.sampling.tasks import ClassToImage
 from fcdm_keras.training.optimizer import AdamW
 from fcdm_keras.training.trainer import DiffusionTrainer
@@ -33,9 +35,13 @@ def build_backbone(config, conditioning=None):
 
 
 def build_trainer(config, backbone=None):
-    """A compiled `DiffusionTrainer`, as `config` describes, of a backbone from `build_backbone`."""
+    """A compiled `DiffusionTrainer`, as `config` describes, of a backbone from `build_backbone`, which it may adapt."""
+    backbone = backbone or build_backbone(config)
+    if config.lora_rank:
+        backbone.enable_lora(config.lora_rank)
+        backbone.conditioning.trainable = True  # new classes need it
     trainer = DiffusionTrainer(
-        backbone or build_backbone(config),
+        backbone,
         ema_decay=config.ema_decay,
         ema_warmup=config.ema_warmup,
         label_dropout=config.label_dropout,
@@ -99,12 +105,19 @@ def build_task(config, backbone, autoencoder=None, class_names=None):
 def export_preset(trainer, folder, build_task):
     """Saves the EMA weights as a task preset in `folder`, which is whole or absent at any moment.
 
+    Adapters are merged there, and saved by themselves in `adapters.lora.h5` beside it.
+
     Args:
         trainer: a `DiffusionTrainer`.
         folder: a `Path`.
         build_task: `build_task(backbone)` → the task.
     """
     backbone = type(trainer.backbone).from_config({**trainer.backbone.get_config(), "dtype": "float32"})
+    adapted = list(adapters.adapted(trainer.backbone).values())
+    if adapted:
+        backbone.enable_lora(adapted[0].lora_rank, sorted({layer.name for layer in adapted}))
+        for own, theirs in zip(backbone.weights, trainer.backbone.weights):
+            own.trainable = theirs.trainable
     trainer.ema.copy_to(backbone)
     task = build_task(backbone)
     with distribution.readable(task.variables):
@@ -112,5 +125,7 @@ def export_preset(trainer, folder, build_task):
         if distribution.is_main():
             shutil.rmtree(unfinished, ignore_errors=True)
         distribution.write_once(lambda path: task.save_to_preset(str(path)), unfinished)
+        if adapted and distribution.is_main():
+            backbone.save_lora_weights(folder.with_name(ADAPTERS))
     if distribution.is_main():
         replace_folder(unfinished, folder)

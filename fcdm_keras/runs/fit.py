@@ -71,6 +71,7 @@ def _fit(config, folder, data, trainer, task, manager, start):
     progress, writers, tensorboard = [], [], None
     if distribution.is_main():  # writes for all
         shutil.rmtree(folder / run_folder.PRESET, ignore_errors=True)  # of a shorter run
+        (folder / run_folder.ADAPTERS).unlink(missing_ok=True)
         until = loop.logged_until(manager, start)
         progress, tensorboard = [callbacks.Progress(config.steps)], _tensorboard(folder, until)
         writers = [callbacks.CSVWriter(folder / run_folder.LOG, until), tensorboard, *progress]

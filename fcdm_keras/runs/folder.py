@@ -5,6 +5,7 @@ runs/digits/
   checkpoints/      what the run resumes from           loss.png       the loss curve
   samples.png       the newest grid (all in samples/)   tensorboard/   the log for TensorBoard
   preset/           the EMA weights as a KerasHub preset
+  adapters.lora.h5  those that were trained with --lora-rank, which the preset has merged
   scores.json       scores of the samples (digits)      scores.csv     scores while training (--eval-every)
   latents.json      the metadata of the latent store that the run was started on
   classes.json      the classes' names in the order of their numbers, where they have names
@@ -24,7 +25,7 @@ from fcdm_keras.recipes import TrainConfig
 from fcdm_keras.runs.history import HISTORY, record
 from fcdm_keras.runs.owner import owned
 
-CONFIG, CHECKPOINTS, PRESET = "config.json", "checkpoints", "preset"
+CONFIG, CHECKPOINTS, PRESET, ADAPTERS = "config.json", "checkpoints", "preset", "adapters.lora.h5"
 LOG, LOSSES, TENSORBOARD = "log.csv", "loss.png", "tensorboard"
 SCORES, SCORE_LOG, LATENTS, CLASSES = "scores.json", "scores.csv", "latents.json", "classes.json"
 VAE_CONFIG, VAE = "settings.json", "vae"  # of an autoencoder's run: its configuration, and what it exports

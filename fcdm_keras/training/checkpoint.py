@@ -21,6 +21,7 @@ from keras import ops
 
 from fcdm_keras import distribution
 from fcdm_keras.files import sync
+from fcdm_keras.training import weight_file
 from fcdm_keras.training.logs import metric_sums
 
 WEIGHTS, MANIFEST = "trainer.weights.h5", "checkpoint.json"
@@ -176,6 +177,7 @@ class CheckpointManager:
 
     def _load(self, trainer, step):
         manifest = json.loads((self.path(step) / MANIFEST).read_text())
+        weight_file.check_adapters(self.path(step) / WEIGHTS, trainer.ema.model)
         if not _is_of_model(manifest["shapes"], trainer):
             saved, own = _count(manifest["shapes"]), _count(_shapes(trainer))
             raise ValueError(

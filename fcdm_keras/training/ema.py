@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from fcdm_keras import backend
-from fcdm_keras.network import weights
+from fcdm_keras.network import adapters, weights
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
@@ -99,19 +99,30 @@ class EMA(keras.layers.Layer):
     def copy_to(self, model):
         """Assigns the averages, and the state that is not averaged, to another model of the same architecture.
 
-        The trained model itself may be given too.
+        The trained model itself may be given too. A model without adapters gets those of this one merged.
 
         Raises:
             ValueError: the architectures differ; nothing was assigned.
         """
+        values = self._merged() if adapters.adapted(self.model) and not adapters.adapted(model) else self._values()
         own, target = self.model, model.weights
-        entries = [(path, i, v.shape) for i, (path, v) in enumerate(zip(weights.paths(own), own.weights))]
-        places = weights.matched(entries, model, "The averages")
-        averages = {id(source): average for source, average in zip(self._sources, self.averages)}
-        for place, source in zip(places, own.weights):
-            value = averages.get(id(source), source)
+        entries = [(weights.path_in(own, v), i, tuple(v.shape)) for i, (v, _) in enumerate(values)]
+        for place, (_, value) in zip(weights.matched(entries, model, "The averages"), values):
             if value is not target[place]:
                 target[place].assign(_apart(value, target[place].dtype))
+
+    def _values(self):
+        """Pairs of a weight and its average, or itself where it has none."""
+        averages = {id(source): average for source, average in zip(self._sources, self.averages)}
+        return [(v, averages.get(id(v), v)) for v in self.model.weights]
+
+    def _merged(self):
+        """As `_values`, with the averages of adapters in those of the kernels."""
+        average = {id(v): value for v, value in self._values()}
+        layers = adapters.adapted(self.model).values()
+        kernels = {id(adapters.base(x)): adapters.merged(x, lambda v: average[id(v)].value) for x in layers}
+        factors = {id(v) for layer in layers for v in adapters.factors(layer)}
+        return [(v, kernels.get(id(v), value)) for v, value in self._values() if id(v) not in factors]
 
     def stored(self):
         """What a file needs: pairs of a weight and its average, of those that are or were trained, in order."""
@@ -163,7 +174,7 @@ def _is_float(variable):
 
 def _apart(variable, dtype):
     """The value in memory of its own: JAX donates the variable's buffer to the training step."""
-    return ops.cast(variable.value, dtype) * 1
+    return ops.cast(getattr(variable, "value", variable), dtype) * 1
 
 
 def _copied(variable):

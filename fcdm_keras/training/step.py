@@ -74,7 +74,7 @@ class StepTrainer(backend.TrainStep, keras.Model):
         """As `keras.Model.compile`; the default optimizer is the paper's (AdamW, 1e-4, no decay), the loss is fixed.
 
         Raises:
-            ValueError: for losses or metrics, and for an optimizer that cannot be used here.
+            ValueError: for losses or metrics, an optimizer that cannot be used here, and where nothing is trainable.
         """
         foreign = {"loss": loss, "loss_weights": loss_weights, "metrics": metrics, "weighted_metrics": weighted_metrics}
         given = [name for name, value in foreign.items() if value]
@@ -82,6 +82,11 @@ class StepTrainer(backend.TrainStep, keras.Model):
             raise ValueError(
                 f"{type(self).__name__} has its own losses and reports {', '.join(self._means)}: leave out "
                 f"{' and '.join(f'{name}=' for name in given)} (a loss of your own is an objective or a trainer)."
+            )
+        if not self.trainable_variables:
+            raise ValueError(
+                f"No weight of {self.ema.model.name} is trainable: unfreeze what shall be trained "
+                f"(trainer.{self.trained}.trainable = True) before `compile`."
             )
         if optimizer is None:
             optimizer = AdamW()

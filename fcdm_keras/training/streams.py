@@ -168,6 +168,13 @@ def _tensorflow_dataset(data, batches):
     marked = backend.same_keys() and batches.own_parts > 1
     weighed = batches.class_weights is not None
 
+    ragged = [spec for spec in tf.nest.flatten(data.element_spec) if not isinstance(spec, tf.TensorSpec)]
+    if ragged:
+        raise ValueError(
+            "Batches must be of tensors, all samples of one shape. Received: a tf.data set of "
+            f"{type(ragged[0]).__name__.removesuffix('Spec')}; batch samples of one size together, or crop them to one."
+        )
+
     def arranged(*element):
         parts = batches.named(element if len(element) > 1 else element[0])
         specs = {name: _spec(name, part, module) for name, part in parts.items()}

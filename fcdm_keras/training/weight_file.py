@@ -3,6 +3,8 @@
 Keras numbers the variables of a layer and of an optimizer. Each average and each optimizer variable has its weight's
 `path` and `place` (in the model's `weights`) as attributes in the file, and what it is of that weight, its `kind`.
 Files of earlier versions have none: there the order of the trained weights says what belongs where.
+
+Keras writes the kernels of adapted layers with their adapters merged; the parts are in `adapters`, by the layer's path.
 """
 
 import warnings
@@ -13,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from keras import ops
 
-from fcdm_keras.network import weights
+from fcdm_keras.network import adapters, weights
 
 RATE = "learning_rate"
 
@@ -26,6 +28,9 @@ def annotate(file, trainer):
         stored = trainer.ema.stored()
         for i, (source, _) in enumerate(stored, start=len(stored)):
             _describe(content[f"ema/vars/{i}"], weights.path_in(model, source), places[id(source)], "average")
+        for path, parts in _parts(model).items():
+            for i, part in enumerate(parts):
+                content[f"adapters/{path}/{i}"] = adapters.array(part)
         if getattr(trainer, "optimizer", None) is None:
             return
         group = content["optimizer/vars"]
@@ -57,18 +62,43 @@ def load(file, trainer, load_model):
     Raises:
         ValueError: averages or optimizer state do not fit; nothing was loaded.
     """
+    check_adapters(file, trainer.ema.model)
     with h5py.File(file, "r") as content:
         model, optimizer = trainer.ema.model, getattr(trainer, "optimizer", None)
         averages, moments = _averages(content), _datasets(content, "optimizer/vars")
         places = _places(averages, trainer.ema)
         state = optimizer and moments and _State(moments, content["optimizer/vars"].attrs, optimizer, trainer.ema)
         load_model()
+        if "adapters" in content:
+            for path, parts in _parts(model).items():
+                for i, part in enumerate(parts):
+                    part.assign(content[f"adapters/{path}/{i}"][()])
         if averages:
             trainer.ema.assign(places, [_value(dataset) for dataset in averages])
         else:
             trainer.ema.reset()
         if state:
             state.assign(file, model)
+
+
+def _parts(model):
+    """Path of each adapted layer → variables of its kernel, `a` and `b`."""
+    return {path: [adapters.base(x), *adapters.factors(x)] for path, x in adapters.adapted(model).items()}
+
+
+def check_adapters(file, model):
+    """Raises ValueError unless a model has the adapters that a file has, if it has any."""
+    with h5py.File(file, "r") as content:
+        groups = adapters.groups(content.get("adapters", {}), "1")
+        found = {path: group["1"].shape[-1] for path, group in groups.items()}
+    own = {path: layer.lora_rank for path, layer in adapters.adapted(model).items()}
+    if found and found != own:
+        here = f"others, of rank {next(iter(own.values()))} on {len(own)} layers" if own else "none"
+        names = sorted({path.rpartition("/")[2] for path in found})
+        raise ValueError(
+            f"{file} holds adapters for {len(found)} layers, and {model.name} has {here}: call "
+            f"enable_lora({next(iter(found.values()))}, {names}) on a new one, compile, then load."
+        )
 
 
 def _datasets(content, name):
