@@ -1,8 +1,8 @@
 """Layers of FCDM (paper, section 3.1 and figure 3).
 
 Feature maps are `(B, H, W, C)`, conditioning vectors `(B, C)`. Statistics of the norms, the timestep features and all
-that comes from the conditioning vector (adaLN) are float32 whatever the dtype policy; convolutions and linears on
-feature maps follow the policy.
+that comes from the conditioning vector (adaLN) are float32 whatever the dtype policy (float64 under that policy);
+convolutions and linears on feature maps follow the policy.
 """
 
 import math
@@ -12,6 +12,11 @@ from keras import layers, ops
 
 from fcdm_keras import kernels
 from fcdm_keras.network.initializers import Normal, XavierUniform
+
+
+def wide(dtype):
+    """The dtype of statistics and conditioning under a dtype or policy: `"float32"`, or `"float64"` if that computes so."""
+    return "float64" if keras.dtype_policies.get(dtype).compute_dtype == "float64" else "float32"
 
 
 def linear(units, **options):
@@ -87,15 +92,16 @@ class GRN(layers.Layer):
 
     def build(self, input_shape):
         channels = input_shape[-1]
-        self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="zeros", dtype="float32")
-        self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", dtype="float32")
+        self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="zeros", dtype=wide(self.dtype_policy))
+        self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", dtype=wide(self.dtype_policy))
 
     def call(self, x):
-        energy = ops.sum(ops.square(ops.cast(x, "float32")), axis=(1, 2), keepdims=True)
-        # The floor keeps the square root's gradient finite where a channel is zero everywhere.
-        response = ops.sqrt(ops.maximum(energy, 1e-30))  # (B, 1, 1, C)
+        dtype = keras.backend.result_type(x.dtype, "float32")
+        energy = ops.sum(ops.square(ops.cast(x, dtype)), axis=(1, 2), keepdims=True)
+        # The floor keeps the square root's first and second derivatives finite where a channel is zero everywhere.
+        response = ops.sqrt(ops.maximum(energy, 1e-24))  # (B, 1, 1, C)
         normalized = response / (ops.mean(response, axis=-1, keepdims=True) + 1e-6)
-        gain = ops.cast(self.gamma, "float32") * normalized + 1.0
+        gain = ops.cast(self.gamma, dtype) * normalized + 1.0
         return x * ops.cast(gain, x.dtype) + ops.cast(self.beta, x.dtype)
 
     def compute_output_shape(self, input_shape):
@@ -128,7 +134,8 @@ class FCDMBlock(layers.Layer):
     def build(self, input_shape, conditioning_shape=None):
         width = input_shape[-1]
         hidden = int(self.expansion_ratio * width)
-        self.adaln = linear(3 * width, kernel_initializer="zeros", dtype="float32", name="adaln")
+        dtype = wide(self.dtype_policy)
+        self.adaln = linear(3 * width, kernel_initializer="zeros", dtype=dtype, name="adaln")
         self.pwconv1 = linear(hidden, dtype=self.dtype_policy, name="pwconv1")
         self.pwconv2 = linear(width, dtype=self.dtype_policy, name="pwconv2")
         self.adaln.build((None, width))
@@ -217,7 +224,7 @@ class Upsample(layers.Layer):
 
 @keras.saving.register_keras_serializable("fcdm_keras")
 class TimestepEmbedding(layers.Layer):
-    """Sinusoidal features of the timestep, then Linear, SiLU, Linear: `(B,)` → `(B, width)`, float32.
+    """Sinusoidal features of the timestep, then Linear, SiLU, Linear: `(B,)` → `(B, width)`, float32 or float64.
 
     Timesteps may be integers (0 … 999) or fractions ([0, 1] in flow matching); they are used as they are.
 
@@ -228,11 +235,11 @@ class TimestepEmbedding(layers.Layer):
     """
 
     def __init__(self, width, frequency_dim=256, max_period=10_000, **kwargs):
-        super().__init__(**{**kwargs, "dtype": "float32"})
+        super().__init__(**{**kwargs, "dtype": wide(kwargs.get("dtype"))})
         self.width = width
         self.frequency_dim = frequency_dim
         self.max_period = max_period
-        normal = {"kernel_initializer": Normal(0.02), "dtype": "float32"}
+        normal = {"kernel_initializer": Normal(0.02), "dtype": self.dtype_policy}
         self.hidden = layers.Dense(width, name="hidden", **normal)
         self.out = layers.Dense(width, name="out", **normal)
 
@@ -242,9 +249,9 @@ class TimestepEmbedding(layers.Layer):
 
     def call(self, timesteps):
         half = self.frequency_dim // 2
-        exponents = ops.arange(half, dtype="float32") / half
+        exponents = ops.arange(half, dtype=self.compute_dtype) / half
         frequencies = ops.exp(-math.log(self.max_period) * exponents)
-        angles = ops.cast(timesteps, "float32")[:, None] * frequencies[None]
+        angles = ops.cast(timesteps, self.compute_dtype)[:, None] * frequencies[None]
         features = ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
         return self.out(ops.silu(self.hidden(features)))
 
@@ -262,7 +269,7 @@ class TimestepEmbedding(layers.Layer):
 
 @keras.saving.register_keras_serializable("fcdm_keras")
 class FinalLayer(layers.Layer):
-    """LayerNorm, adaLN modulation and a 3×3 convolution to the output channels, all in float32.
+    """LayerNorm, adaLN modulation and a 3×3 convolution to the output channels, all in float32 or float64.
 
     `call(x, conditioning)`: `(B, H, W, C)` and `(B, C)` → `(B, H, W, channels)`, zero in a new layer.
 
@@ -271,13 +278,13 @@ class FinalLayer(layers.Layer):
     """
 
     def __init__(self, channels, **kwargs):
-        super().__init__(**{**kwargs, "dtype": "float32"})
+        super().__init__(**{**kwargs, "dtype": wide(kwargs.get("dtype"))})
         self.channels = channels
-        self.conv = conv(channels, kernel_initializer="zeros", dtype="float32", name="conv")
+        self.conv = conv(channels, kernel_initializer="zeros", dtype=self.dtype_policy, name="conv")
 
     def build(self, input_shape, conditioning_shape=None):
         width = input_shape[-1]
-        self.adaln = linear(2 * width, kernel_initializer="zeros", dtype="float32", name="adaln")
+        self.adaln = linear(2 * width, kernel_initializer="zeros", dtype=self.dtype_policy, name="adaln")
         self.adaln.build((None, width))
         self.conv.build(input_shape)
 
