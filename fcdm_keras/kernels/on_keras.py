@@ -26,6 +26,6 @@ def gelu(x):
 
 def layer_norm(x):
     """LayerNorm over the last axis, no affine, eps 1e-6, in float32, or float64 if `x` is."""
-    x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+    x = ops.cast(x, "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32")
     centred = ops.subtract(x, ops.mean(x, axis=-1, keepdims=True))
     return centred * ops.rsqrt(ops.mean(ops.square(centred), axis=-1, keepdims=True) + 1e-6)

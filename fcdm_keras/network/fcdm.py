@@ -166,7 +166,7 @@ class FCDMBackbone(DiffusionBackbone):
     def call(self, inputs, training=None):
         x_t, timesteps, condition = self.checked(inputs)
         vectors = zip(self.time_embeddings, self.conditioning(condition), strict=True)
-        c_1, c_2, c_3 = (ops.add(embedding(timesteps), vector) for embedding, vector in vectors)
+        c_1, c_2, c_3 = (_sum(embedding(timesteps), vector) for embedding, vector in vectors)
 
         x = self.x_embedder(ops.cast(x_t, self.compute_dtype))
         x = skip_1 = _run(self.encoder_1, x, c_1, training)  # (B, H, W, C)
@@ -186,6 +186,10 @@ class FCDMBackbone(DiffusionBackbone):
             "expansion_ratio": self.expansion_ratio,
             "kernel_size": self.kernel_size,
         }
+
+
+def _sum(embedding, vector):
+    return embedding + ops.cast(vector, embedding.dtype)
 
 
 def _run(blocks, x, conditioning, training):

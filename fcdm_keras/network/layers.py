@@ -92,14 +92,18 @@ class GRN(layers.Layer):
 
     def build(self, input_shape):
         channels = input_shape[-1]
-        self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="zeros", dtype=wide(self.dtype_policy))
+        self.gamma = self.add_weight(
+            name="gamma", shape=(channels,), initializer="zeros", dtype=wide(self.dtype_policy)
+        )
         self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", dtype=wide(self.dtype_policy))
 
     def call(self, x):
-        dtype = keras.backend.result_type(x.dtype, "float32")
+        dtype = "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32"
         energy = ops.sum(ops.square(ops.cast(x, dtype)), axis=(1, 2), keepdims=True)
         # The floor keeps the square root's first and second derivatives finite where a channel is zero everywhere.
-        response = ops.sqrt(ops.maximum(energy, 1e-24))  # (B, 1, 1, C)
+        energy = ops.maximum(energy, ops.cast(1e-24, dtype))
+        # Keras on JAX gives float32 for the root of float64.
+        response = ops.sqrt(energy) if dtype == "float32" else energy * ops.rsqrt(energy)  # (B, 1, 1, C)
         normalized = response / (ops.mean(response, axis=-1, keepdims=True) + 1e-6)
         gain = ops.cast(self.gamma, dtype) * normalized + 1.0
         return x * ops.cast(gain, x.dtype) + ops.cast(self.beta, x.dtype)
