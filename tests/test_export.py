@@ -11,7 +11,7 @@ from helpers import inputs, relative_error, tiny_backbone
 BACKEND = keras.backend.backend()
 PROGRAM = {
     "torch": "import torch; run = torch.export.load(path).module(); tensor = torch.tensor",
-    "tf_saved_model": "import tensorflow as tf; network = tf.saved_model.load(path); run = network.serve; tensor = tf.constant",
+    "tf_saved_model": "import tensorflow as tf; all = tf.saved_model.load(path); run = all.serve; tensor = tf.constant",
 }
 RUN = """
 import sys

@@ -15,7 +15,7 @@ from fcdm_keras.network.initializers import Normal, XavierUniform
 
 
 def wide(dtype):
-    """The dtype of statistics and conditioning under a dtype or policy: `"float32"`, or `"float64"` if that computes so."""
+    """The dtype of statistics and conditioning under a policy: float32, or float64 where that computes so."""
     return "float64" if keras.dtype_policies.get(dtype).compute_dtype == "float64" else "float32"
 
 
@@ -92,10 +92,8 @@ class GRN(layers.Layer):
 
     def build(self, input_shape):
         channels = input_shape[-1]
-        self.gamma = self.add_weight(
-            name="gamma", shape=(channels,), initializer="zeros", dtype=wide(self.dtype_policy)
-        )
-        self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", dtype=wide(self.dtype_policy))
+        options = {"shape": (channels,), "initializer": "zeros", "dtype": wide(self.dtype_policy)}
+        self.gamma, self.beta = self.add_weight(name="gamma", **options), self.add_weight(name="beta", **options)
 
     def call(self, x):
         dtype = "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32"
@@ -138,8 +136,7 @@ class FCDMBlock(layers.Layer):
     def build(self, input_shape, conditioning_shape=None):
         width = input_shape[-1]
         hidden = int(self.expansion_ratio * width)
-        dtype = wide(self.dtype_policy)
-        self.adaln = linear(3 * width, kernel_initializer="zeros", dtype=dtype, name="adaln")
+        self.adaln = linear(3 * width, kernel_initializer="zeros", dtype=wide(self.dtype_policy), name="adaln")
         self.pwconv1 = linear(hidden, dtype=self.dtype_policy, name="pwconv1")
         self.pwconv2 = linear(width, dtype=self.dtype_policy, name="pwconv2")
         self.adaln.build((None, width))
