@@ -46,15 +46,16 @@ def of_kernel(name):
 
 
 def of_network():
-    """A function of `x_t` and of weights of a convolution, a GRN and an embedding to a scalar, and arguments."""
+    """A function of `x_t` and of weights of a convolution, a GRN and an adaLN to a scalar, and arguments."""
     backbone = tiny_backbone(depths=(1, 0, 1, 0, 0), kernel_size=3, dtype="float64")
-    names = ("encoder_1_block_0/dwconv/kernel", "middle_block_0/grn/gamma", "time_embedding_3/out/bias")
+    names = ("encoder_1_block_0/dwconv/kernel", "middle_block_0/grn/gamma", "middle_block_0/adaln/bias")
     variables = [next(v for v in backbone.variables if v.path.endswith(name)) for name in names]
     fixed = {"timesteps": ops.convert_to_tensor([3.0, 7.5]), "labels": ops.convert_to_tensor([1, 10])}
 
     def energy(x_t, *weights):
         with keras.StatelessScope(state_mapping=list(zip(variables, weights, strict=True))):
-            return ops.mean(ops.square(backbone({"x_t": x_t, **fixed})))
+            output = backbone({"x_t": x_t, **fixed})
+            return ops.sum(output * output) / 32
 
     x_t = np.random.default_rng(1).normal(size=(2, 4, 4, 2))
     return energy, [x_t, *(to_numpy(variable.value).astype("float64") for variable in variables)]

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from fcdm_keras.network.base import DiffusionBackbone
-from fcdm_keras.network.layers import Downsample, FCDMBlock, FinalLayer, TimestepEmbedding, Upsample, conv, linear
+from fcdm_keras.network.layers import Downsample, FCDMBlock, FinalLayer, TimestepEmbedding, Upsample, conv, linear, wide
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
@@ -91,10 +91,7 @@ class FCDMBackbone(DiffusionBackbone):
         self.kernel_size = kernel_size
 
         width_1, width_2, width_3 = self.widths
-        self.time_embeddings = [
-            TimestepEmbedding(width, dtype=self.dtype_policy, name=f"time_embedding_{i}")
-            for i, width in enumerate(self.widths, start=1)
-        ]
+        self.time_embeddings = [TimestepEmbedding(w, name=f"time_embedding_{i}") for i, w in enumerate(self.widths, 1)]
         self.x_embedder = conv(width_1, dtype=self.dtype_policy, name="x_embedder")
         self.encoder_1 = self._blocks(depths[0], "encoder_1")
         self.down_1 = Downsample(width_2, dtype=self.dtype_policy, name="down_1")
@@ -166,7 +163,8 @@ class FCDMBackbone(DiffusionBackbone):
     def call(self, inputs, training=None):
         x_t, timesteps, condition = self.checked(inputs)
         vectors = zip(self.time_embeddings, self.conditioning(condition), strict=True)
-        c_1, c_2, c_3 = (_sum(embedding(timesteps), vector) for embedding, vector in vectors)
+        dtype = wide(self.dtype_policy)
+        c_1, c_2, c_3 = (ops.cast(embedding(timesteps) + vector, dtype) for embedding, vector in vectors)
 
         x = self.x_embedder(ops.cast(x_t, self.compute_dtype))
         x = skip_1 = _run(self.encoder_1, x, c_1, training)  # (B, H, W, C)
@@ -186,10 +184,6 @@ class FCDMBackbone(DiffusionBackbone):
             "expansion_ratio": self.expansion_ratio,
             "kernel_size": self.kernel_size,
         }
-
-
-def _sum(embedding, vector):
-    return embedding + ops.cast(vector, embedding.dtype)
 
 
 def _run(blocks, x, conditioning, training):

@@ -99,10 +99,13 @@ class GRN(layers.Layer):
         dtype = "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32"
         energy = ops.sum(ops.square(ops.cast(x, dtype)), axis=(1, 2), keepdims=True)
         # The floor keeps the square root's first and second derivatives finite where a channel is zero everywhere.
-        energy = ops.maximum(energy, ops.cast(1e-24, dtype))
-        # Keras on JAX gives float32 for the root of float64.
-        response = ops.sqrt(energy) if dtype == "float32" else energy * ops.rsqrt(energy)  # (B, 1, 1, C)
-        normalized = response / (ops.mean(response, axis=-1, keepdims=True) + 1e-6)
+        if dtype == "float32":
+            response = ops.sqrt(ops.maximum(energy, 1e-24))  # (B, 1, 1, C)
+            mean = ops.mean(response, axis=-1, keepdims=True)
+        else:  # Keras takes roots, maxima and means of float64 in float32, on JAX or PyTorch
+            response = energy * ops.rsqrt(energy + 1e-24)
+            mean = ops.sum(response, axis=-1, keepdims=True) / x.shape[-1]
+        normalized = response / (mean + 1e-6)
         gain = ops.cast(self.gamma, dtype) * normalized + 1.0
         return x * ops.cast(gain, x.dtype) + ops.cast(self.beta, x.dtype)
 
@@ -225,7 +228,7 @@ class Upsample(layers.Layer):
 
 @keras.saving.register_keras_serializable("fcdm_keras")
 class TimestepEmbedding(layers.Layer):
-    """Sinusoidal features of the timestep, then Linear, SiLU, Linear: `(B,)` → `(B, width)`, float32 or float64.
+    """Sinusoidal features of the timestep, then Linear, SiLU, Linear: `(B,)` → `(B, width)`, float32.
 
     Timesteps may be integers (0 … 999) or fractions ([0, 1] in flow matching); they are used as they are.
 
@@ -236,11 +239,11 @@ class TimestepEmbedding(layers.Layer):
     """
 
     def __init__(self, width, frequency_dim=256, max_period=10_000, **kwargs):
-        super().__init__(**{**kwargs, "dtype": wide(kwargs.get("dtype"))})
+        super().__init__(**{**kwargs, "dtype": "float32"})
         self.width = width
         self.frequency_dim = frequency_dim
         self.max_period = max_period
-        normal = {"kernel_initializer": Normal(0.02), "dtype": self.dtype_policy}
+        normal = {"kernel_initializer": Normal(0.02), "dtype": "float32"}
         self.hidden = layers.Dense(width, name="hidden", **normal)
         self.out = layers.Dense(width, name="out", **normal)
 
@@ -250,9 +253,9 @@ class TimestepEmbedding(layers.Layer):
 
     def call(self, timesteps):
         half = self.frequency_dim // 2
-        exponents = ops.arange(half, dtype=self.compute_dtype) / half
+        exponents = ops.arange(half, dtype="float32") / half
         frequencies = ops.exp(-math.log(self.max_period) * exponents)
-        angles = ops.cast(timesteps, self.compute_dtype)[:, None] * frequencies[None]
+        angles = ops.cast(timesteps, "float32")[:, None] * frequencies[None]
         features = ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
         return self.out(ops.silu(self.hidden(features)))
 
