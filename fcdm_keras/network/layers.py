@@ -1,8 +1,8 @@
 """Layers of FCDM (paper, section 3.1 and figure 3).
 
 Feature maps are `(B, H, W, C)`, conditioning vectors `(B, C)`. Statistics of the norms, the timestep features and all
-that comes from the conditioning vector (adaLN) are float32 whatever the dtype policy (float64 under that policy);
-convolutions and linears on feature maps follow the policy.
+that comes from the conditioning vector (adaLN) are float32, or float64 under that policy; convolutions and linears on
+feature maps follow the policy.
 """
 
 import math
@@ -91,14 +91,13 @@ class GRN(layers.Layer):
     """
 
     def build(self, input_shape):
-        channels = input_shape[-1]
-        options = {"shape": (channels,), "initializer": "zeros", "dtype": wide(self.dtype_policy)}
+        options = {"shape": input_shape[-1:], "initializer": "zeros", "dtype": wide(self.dtype_policy)}
         self.gamma, self.beta = self.add_weight(name="gamma", **options), self.add_weight(name="beta", **options)
 
     def call(self, x):
         dtype = "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32"
         energy = ops.sum(ops.square(ops.cast(x, dtype)), axis=(1, 2), keepdims=True)
-        # The floor keeps the square root's first and second derivatives finite where a channel is zero everywhere.
+        # The floor keeps the root's first and second derivatives finite where a channel is zero everywhere.
         if dtype == "float32":
             response = ops.sqrt(ops.maximum(energy, 1e-24))  # (B, 1, 1, C)
             mean = ops.mean(response, axis=-1, keepdims=True)
@@ -244,8 +243,7 @@ class TimestepEmbedding(layers.Layer):
         self.frequency_dim = frequency_dim
         self.max_period = max_period
         normal = {"kernel_initializer": Normal(0.02), "dtype": "float32"}
-        self.hidden = layers.Dense(width, name="hidden", **normal)
-        self.out = layers.Dense(width, name="out", **normal)
+        self.hidden, self.out = (layers.Dense(width, name=name, **normal) for name in ("hidden", "out"))
 
     def build(self, input_shape):
         self.hidden.build((None, self.frequency_dim))
