@@ -101,9 +101,8 @@ def test_depthwise_conv_against_float64(shape, dtype):
 @pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
 def test_depthwise_conv_against_keras(shape):
     x, kernel, upstream = example(shape)
-    plain = value_and_gradients(
-        lambda x, kernel: kernels.depthwise_conv(x, kernel, implementation="plain"), (x, kernel), upstream
-    )
+    with kernels.plain():
+        plain = value_and_gradients(kernels.depthwise_conv, (x, kernel), upstream, mode="plain")
     assert_close(value_and_gradients(kernels.depthwise_conv, (x, kernel), upstream), plain)
     layer = keras.layers.DepthwiseConv2D(shape[-1], padding="same", use_bias=False, data_format="channels_last")
     layer.build(x.shape)
@@ -168,19 +167,18 @@ if BACKEND == "jax":  # only JAX partitions one program over devices here
 
 
 @pytest.mark.parametrize(
-    "x_shape, kernel_shape, implementation, message",
+    "x_shape, kernel_shape, message",
     [
-        ((1, 4, 4, 8), (4, 4, 8, 1), "fast", "kernel size 4, expected an odd"),
-        ((1, 4, 4, 8), (3, 3, 6, 1), "fast", "x with 8 channels and kernel with 6"),
-        ((1, 4, 4, 8), (3, 5, 8, 1), "fast", r"expected \(k, k, C, 1\)"),
-        ((1, 4, 4, 8), (3, 3, 8, 2), "fast", r"expected \(k, k, C, 1\)"),
-        ((4, 4, 8), (3, 3, 8, 1), "fast", r"expected \(B, H, W, C\)"),
-        ((1, 4, 4, 8), (3, 3, 8, 1), "quick", "Received: implementation='quick'"),
+        ((1, 4, 4, 8), (4, 4, 8, 1), "kernel size 4, expected an odd"),
+        ((1, 4, 4, 8), (3, 3, 6, 1), "x with 8 channels and kernel with 6"),
+        ((1, 4, 4, 8), (3, 5, 8, 1), r"expected \(k, k, C, 1\)"),
+        ((1, 4, 4, 8), (3, 3, 8, 2), r"expected \(k, k, C, 1\)"),
+        ((4, 4, 8), (3, 3, 8, 1), r"expected \(B, H, W, C\)"),
     ],
 )
-def test_depthwise_conv_says_what_is_wrong(x_shape, kernel_shape, implementation, message):
+def test_depthwise_conv_says_what_is_wrong(x_shape, kernel_shape, message):
     with pytest.raises(ValueError, match=message):
-        kernels.depthwise_conv(ops.zeros(x_shape), ops.zeros(kernel_shape), implementation)
+        kernels.depthwise_conv(ops.zeros(x_shape), ops.zeros(kernel_shape))
 
 
 def conv3x3_oracle(x, kernel, upstream):

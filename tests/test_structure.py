@@ -41,6 +41,7 @@ LAZY = {
         ("fcdm_keras.training.logs", "__init__"),  # tensorboardX
     },
     "engine": {
+        ("fcdm_keras.network.export", "_dynamic"),
         ("fcdm_keras.network.reference", "save_torch_state_dict"),
         ("fcdm_keras.training.streams", "_tensorflow_dataset"),
         ("fcdm_keras.training.streams", "_torch_loader"),
@@ -138,6 +139,8 @@ def test_engines_are_imported_in_their_places_only():
         "fcdm_keras.backend.hub": {"tensorflow", "keras_hub"},
         "fcdm_keras.training.streams": {"tensorflow", "torch"},  # data sets of theirs, on any backend
         "fcdm_keras.network.reference": {"torch"},
+        "fcdm_keras.network.export": {"torch"},
+        "fcdm_keras.kernels.jax_primitives": {"jax"},
         "fcdm_keras.data.tfds_sources": {"tensorflow_datasets"},
         "fcdm_keras.network.torch_files": {"torch"},
         "t2i.open_clip_worker": {"torch", "open_clip"},  # a program of its own

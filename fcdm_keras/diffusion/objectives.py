@@ -42,7 +42,7 @@ class IDDPM:
         if "timesteps" not in batch:
             drawn["timesteps"] = randomness.integers(keys("timesteps"), self.diffusion.num_timesteps)
         if "noise" not in batch:
-            drawn["noise"] = randomness.normal(keys("noise"), tuple(batch["latents"].shape[1:]))
+            drawn["noise"] = randomness.normal(keys("noise"), ops.shape(batch["latents"])[1:])
         return drawn
 
     def check_timesteps(self, timesteps):

@@ -83,7 +83,7 @@ def integers(keys, maximum):
 
 def normal(keys, shape):
     """Standard normal float32 `(B, *shape)` by the Box–Muller transform."""
-    count = math.prod(shape)
+    count = math.prod(shape)  # a tensor where TensorFlow's trace does not know the sizes
     first, second = _words(keys, (count + 1) // 2)
     radius = ops.sqrt(-2.0 * ops.log(_unit(first) + 2.0**-25))  # the argument lies in (0, 1)
     angle = (2.0 * math.pi) * _unit(second)

@@ -1,52 +1,68 @@
 """Operations that Keras computes slowly on at least one backend, each with a fast path per backend.
 
 The file of the active Keras backend, `on_<backend>.py`, is imported alone. Each has the same names: `depthwise_conv(x,
-kernel)`, `linear(x, kernel, bias)`, `gelu(x)` and `layer_norm(x)`, with the arguments and results of the functions
-here. Every operation here is a pure function of tensors,
-differentiable, safe in `jax.jit`, `torch.compile`, `tf.function` and `keras.remat`, and equal to plain Keras operations
-within rounding (`tests/test_kernels.py`). What is fast was measured on CPUs; see the backend's file.
+kernel)`, `conv3x3(x, kernel)`, `linear(x, kernel, bias)`, `gelu(x)` and `layer_norm(x)`, with the arguments and results
+of the functions here; `on_keras.py` has them as plain Keras operations, which stand in for all of them inside `plain`.
+
+Every operation here is a pure function of tensors, differentiable any number of times, forward and backward, safe in
+`jax.jit`, `torch.compile`, `tf.function` and `keras.remat`, and equal to plain Keras operations within rounding
+(`tests/test_kernels.py`, `tests/test_gradients.py`). Sums are float32, or float64 where the arguments are. What is fast
+was measured on CPUs; see the backend's file.
 """
 
+import contextlib
+import contextvars
 import importlib
 
 import keras
 from keras import ops
 
-IMPLEMENTATIONS = ("fast", "plain")
-TINY = 4  # pixels
+from fcdm_keras.kernels import on_keras
 
 _on_backend = importlib.import_module(f"fcdm_keras.kernels.on_{keras.backend.backend()}")
+_active = contextvars.ContextVar("active", default=_on_backend)
 
 
-def depthwise_conv(x, kernel, implementation="fast"):
-    """Depthwise k×k convolution, stride 1, zero padding that keeps the size; the sum is float32 inside.
+@contextlib.contextmanager
+def plain():
+    """Inside, all operations here are plain Keras operations, in this thread; so are programs traced inside.
+
+    For what cannot take code of our own: programs exported to other engines, transformations that have no rule for it.
+    Slower: tens of times on JAX, for the depthwise convolution.
+
+    Example:
+
+    ```python
+    with kernels.plain():
+        exported = jax.export.export(jax.jit(network))(x)
+    ```
+    """
+    token = _active.set(on_keras)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def depthwise_conv(x, kernel):
+    """Depthwise k×k convolution, stride 1, zero padding that keeps the size.
 
     Args:
-        x: `(B, H, W, C)`, float32, bfloat16 or float16.
+        x: `(B, H, W, C)`, floating.
         kernel: `(k, k, C, 1)` with k odd, the layout of `keras.layers.DepthwiseConv2D`, dtype of `x`.
-        implementation: `"fast"`, or `"plain"` (`keras.ops.depthwise_conv`) for comparison.
 
     Returns:
         `(B, H, W, C)` in the dtype of `x`.
 
     Raises:
-        ValueError: for another implementation, an even kernel, or shapes that do not fit.
+        ValueError: for an even kernel, or shapes that do not fit.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"Received: implementation={implementation!r}, expected one of {IMPLEMENTATIONS}; choose one of them."
-        )
     _check_shapes(tuple(x.shape), tuple(kernel.shape))
-    if implementation == "plain":
-        return ops.depthwise_conv(x, kernel, padding="same", data_format="channels_last")
-    return _on_backend.depthwise_conv(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel))
+    return _active.get().depthwise_conv(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel))
 
 
 def conv3x3(x, kernel):
     """3×3 convolution, stride 1, zero padding that keeps the size.
-
-    On JAX feature maps of at most `TINY` pixels are one matrix product: XLA's gradients of the kernel take 12 to 50
-    times as long there on CPUs (batch 64, 2×2 pixels, 256 to 512 channels: 993 ms, and 19 ms as a product).
 
     Args:
         x: `(B, H, W, C)`.
@@ -55,28 +71,22 @@ def conv3x3(x, kernel):
     Returns:
         `(B, H, W, channels)`.
     """
-    height, width, channels = x.shape[1:]
-    if keras.backend.backend() != "jax" or None in (height, width) or height * width > TINY:
-        return ops.conv(x, kernel, padding="same", data_format="channels_last")
-    padded = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    patches = ops.concatenate(shifted, axis=-1)  # (B, H, W, 9C)
-    return ops.matmul(patches, ops.reshape(kernel, (9 * channels, -1)))
+    return _active.get().conv3x3(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel))
 
 
 def linear(x, kernel, bias):
     """`x @ kernel + bias` with `x` `(…, in)`, `kernel` `(in, out)`, `bias` `(out,)`, all of one dtype: `(…, out)`."""
-    return _on_backend.linear(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel), ops.convert_to_tensor(bias))
+    return _active.get().linear(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel), ops.convert_to_tensor(bias))
 
 
 def gelu(x):
     """Exact (erf) GELU, elementwise, in the dtype of `x`."""
-    return _on_backend.gelu(x)
+    return _active.get().gelu(x)
 
 
 def layer_norm(x):
-    """LayerNorm over the last axis without scale and offset, eps 1e-6: statistics and result in float32."""
-    return _on_backend.layer_norm(x)
+    """LayerNorm over the last axis without scale and offset, eps 1e-6: statistics and result in float32 or wider."""
+    return _active.get().layer_norm(x)
 
 
 def _check_shapes(x_shape, kernel_shape):

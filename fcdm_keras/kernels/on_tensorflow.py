@@ -16,19 +16,44 @@ MAX_TILE = 8  # columns whose products are summed in one fused loop; more are no
 
 @tf.custom_gradient
 def depthwise_conv(x, kernel):
-    """`x` `(B, H, W, C)`, any size may be unknown but C, `kernel` `(k, k, C, 1)` → `(B, H, W, C)`."""
+    """`x` `(B, H, W, C)`, any size may be unknown but C, `kernel` `(k, k, C, 1)` → `(B, H, W, C)`.
+
+    This and `_kernel_gradient` are linear in both arguments and each other's gradients, so they have them of any order.
+    """
 
     def backward(gradient):
-        return _convolve(gradient, kernel[::-1, ::-1]), _kernel_gradient(x, gradient, kernel)
+        return depthwise_conv(gradient, kernel[::-1, ::-1]), _kernel_gradient(x, gradient, kernel)
 
-    return _convolve(x, kernel), backward
+    return _convolve(_hidden(x), _hidden(kernel)), backward
+
+
+def _kernel_gradient(x, gradient, kernel):
+    """`(k, k, C, 1)`, in shape and dtype of `kernel`, whose values are not used."""
+    like = _hidden(kernel)
+
+    @tf.custom_gradient
+    def product(x, gradient):
+        def backward(taps):
+            return depthwise_conv(gradient, taps[::-1, ::-1]), depthwise_conv(x, taps)
+
+        return _correlate(_hidden(x), _hidden(gradient), like), backward
+
+    return product(x, gradient)
+
+
+def _hidden(x):
+    """`x`, unseen by what differentiates inside of a `tf.custom_gradient`: superfluous there when eager.
+
+    In graphs, though, `tf.autodiff.ForwardAccumulator` passes by custom gradients (TensorFlow 2.21), and must see it.
+    """
+    return tf.stop_gradient(x) if tf.executing_eagerly() else x
 
 
 def _convolve(x, kernel):
     if not _under_xla():
         return tf.nn.depthwise_conv2d(x, kernel, strides=(1, 1, 1, 1), padding="SAME")
     sizes, size = _sizes(x), kernel.shape[0]
-    padded, taps = _pad(x, size), tf.cast(kernel[..., 0], tf.float32)
+    padded, taps = _pad(x, size), _wide(kernel[..., 0])
 
     def rows(first, count):
         """The products of `count` rows of the kernel, summed."""
@@ -49,15 +74,15 @@ def _convolve(x, kernel):
     return tf.cast(y, x.dtype)
 
 
-def _kernel_gradient(x, gradient, kernel):
+def _correlate(x, gradient, kernel):
     if not _under_xla() and tf.config.list_logical_devices("GPU"):
         return tf.nn.depthwise_conv2d_backprop_filter(x, tf.shape(kernel), gradient, (1, 1, 1, 1), "SAME")
-    return tf.cast(_compiled_kernel_gradient(x, gradient, kernel.shape[0])[..., None], kernel.dtype)
+    return tf.cast(_compiled_correlate(x, gradient, kernel.shape[0])[..., None], kernel.dtype)
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _compiled_kernel_gradient(x, gradient, size):
-    """`Σ_{b,h,w} x[b, h+i, w+j, c] · gradient[b, h, w, c]` for every tap (i, j): `(k, k, C)`, float32.
+def _compiled_correlate(x, gradient, size):
+    """`Σ_{b,h,w} x[b, h+i, w+j, c] · gradient[b, h, w, c]` for every tap (i, j): `(k, k, C)`, wide.
 
     One step of the loop takes a tile of a row: every tap is summed over the tile's columns in one elementwise loop, so
     each value is read from memory once, not once per tap.
@@ -67,7 +92,7 @@ def _compiled_kernel_gradient(x, gradient, size):
     tiles = -(-width // tile)
     extra = tiles * tile - width  # columns of zeros, so that all tiles are full
     padded = _pad(x, size, extra)
-    gradient = tf.pad(tf.cast(gradient, tf.float32), [[0, 0], [0, 0], [0, extra], [0, 0]])
+    gradient = tf.pad(_wide(gradient), [[0, 0], [0, 0], [0, extra], [0, 0]])
 
     def add_tile(index, total):
         row, start = index // tiles, index % tiles * tile
@@ -78,8 +103,9 @@ def _compiled_kernel_gradient(x, gradient, size):
         ]
         return index + 1, total + _sum(products)
 
-    zeros = tf.zeros((batch, size, size, channels))
-    _, total = tf.while_loop(lambda index, _: index < height * tiles, add_tile, (0, zeros))
+    zeros = tf.zeros((batch, size, size, channels), padded.dtype)
+    steps = height * tiles  # as `maximum_iterations` too, or XLA cannot differentiate the loop
+    _, total = tf.while_loop(lambda index, _: index < steps, add_tile, (0, zeros), maximum_iterations=steps)
     return tf.reduce_sum(total, axis=0)
 
 
@@ -89,9 +115,9 @@ def _sizes(x):
 
 
 def _pad(x, size, extra=0):
-    """`x` as float32 with the zeros of "same" padding, and `extra` columns of zeros on the right."""
+    """Wide `x` with the zeros of "same" padding, and `extra` columns of zeros on the right."""
     margin = size // 2
-    return tf.pad(tf.cast(x, tf.float32), [[0, 0], [margin, margin], [margin, margin + extra], [0, 0]])
+    return tf.pad(_wide(x), [[0, 0], [margin, margin], [margin, margin + extra], [0, 0]])
 
 
 def _sum(terms, chains=4):
@@ -100,10 +126,20 @@ def _sum(terms, chains=4):
     return functools.reduce(operator.add, sums)
 
 
+def _wide(x):
+    """`x` in the dtype of sums and statistics: float32, or float64 if it is."""
+    return tf.cast(x, tf.float64 if x.dtype == tf.float64 else tf.float32)
+
+
 def _under_xla():
     """Whether this code is being traced for `tf.function(jit_compile=True)`."""
     # No public way to ask. Checked with TensorFlow 2.21; tests/test_private_apis.py fails first.
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def conv3x3(x, kernel):
+    """`x` `(B, H, W, C)`, `kernel` `(3, 3, C, channels)` → `(B, H, W, channels)`."""
+    return tf.nn.conv2d(x, kernel, strides=1, padding="SAME")
 
 
 def linear(x, kernel, bias):
@@ -118,7 +154,7 @@ def gelu(x):
 
 
 def layer_norm(x):
-    """LayerNorm over the last axis, no affine, eps 1e-6, in float32."""
-    x = tf.cast(x, tf.float32)
+    """LayerNorm over the last axis, no affine, eps 1e-6; the result is wide."""
+    x = _wide(x)
     centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
     return centred * tf.math.rsqrt(tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True) + 1e-6)

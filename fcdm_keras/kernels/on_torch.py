@@ -15,6 +15,11 @@ def depthwise_conv(x, kernel):
     return y.permute(0, 2, 3, 1)
 
 
+def conv3x3(x, kernel):
+    """`x` `(B, H, W, C)`, `kernel` `(3, 3, C, channels)` → `(B, H, W, channels)`."""
+    return F.conv2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), padding=1).permute(0, 2, 3, 1)
+
+
 def linear(x, kernel, bias):
     """`x` `(…, in)`, `kernel` `(in, out)`, `bias` `(out,)` → `(…, out)`; the bias is added inside the product."""
     return F.linear(x, kernel.t(), bias)
@@ -26,5 +31,5 @@ def gelu(x):
 
 
 def layer_norm(x):
-    """LayerNorm over the last axis, no affine, eps 1e-6, in float32."""
-    return F.layer_norm(x.to(torch.float32), x.shape[-1:], eps=1e-6)
+    """LayerNorm over the last axis, no affine, eps 1e-6, in float32, or float64 if `x` is."""
+    return F.layer_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-1:], eps=1e-6)

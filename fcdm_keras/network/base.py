@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from fcdm_keras.backend.hub import Independent, default_name, keras_hub
-from fcdm_keras.network import adapters, presets, quantization
+from fcdm_keras.network import adapters, export, presets, quantization
 from fcdm_keras.network.conditioning import ClassConditioning
 
 _parts = collections.defaultdict(itertools.count)  # of functional models so far, by their default names
@@ -168,6 +168,22 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
             ValueError: the file does not fit; nothing was loaded.
         """
         adapters.load(self, filepath)
+
+    def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
+        """Exports the network as a program that runs without this package and without Keras (`docs/exporting.md`).
+
+        Args:
+            filepath: folder of a `"tf_saved_model"`; file, ending in `.pt2` for `"torch"`.
+            format: `"tf_saved_model"` (JAX, TensorFlow), `"torch"` (PyTorch), or another of `keras.Model.export`.
+            verbose: whether to print a message; `None` is Keras's default.
+            input_signature: `keras.InputSpec`s as `keras.Model.export` takes them; by default sizes of batch, height
+                and width are open, and timesteps are float32.
+            **kwargs: see `keras.Model.export`.
+
+        Raises:
+            ValueError: for a format that this backend cannot write, in a sentence that names the backends that can.
+        """
+        export.export(self, super().export, filepath, format, input_signature, verbose=verbose, **kwargs)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape["x_t"][:-1], self.out_channels)

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from fcdm_keras.network.base import DiffusionBackbone
-from fcdm_keras.network.layers import Downsample, FCDMBlock, FinalLayer, TimestepEmbedding, Upsample, conv, linear
+from fcdm_keras.network.layers import Downsample, FCDMBlock, FinalLayer, TimestepEmbedding, Upsample, conv, linear, wide
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
@@ -12,8 +12,8 @@ class FCDMBackbone(DiffusionBackbone):
     """Fully convolutional diffusion network with a swappable conditioning module.
 
     Takes a dict of `x_t` `(B, H, W, in_channels)` with H and W divisible by 4, `timesteps` `(B,)` (integer or
-    fractional) and the condition under the module's own name (`labels` `(B,)`), and returns float32
-    `(B, H, W, out_channels)`.
+    fractional) and the condition under the module's own name (`labels` `(B,)`), and returns
+    `(B, H, W, out_channels)`, float32 (float64 under that policy).
 
     Args:
         hidden_channels: C, divisible by 2.
@@ -105,7 +105,7 @@ class FCDMBackbone(DiffusionBackbone):
         self.merge_1 = linear(width_1, dtype=self.dtype_policy, name="merge_1")
         self.decoder_1 = self._blocks(depths[4], "decoder_1")
         self.output_layer = conv(width_1, dtype=self.dtype_policy, name="output_layer")
-        self.final_layer = FinalLayer(self.out_channels, name="final_layer")
+        self.final_layer = FinalLayer(self.out_channels, dtype=self.dtype_policy, name="final_layer")
         self.build()
 
     def _blocks(self, depth, name):
@@ -167,7 +167,8 @@ class FCDMBackbone(DiffusionBackbone):
     def call(self, inputs, training=None):
         x_t, timesteps, condition = self.checked(inputs)
         vectors = zip(self.time_embeddings, self.conditioning(condition), strict=True)
-        c_1, c_2, c_3 = (embedding(timesteps) + vector for embedding, vector in vectors)
+        dtype = wide(self.dtype_policy)
+        c_1, c_2, c_3 = (ops.cast(embedding(timesteps) + vector, dtype) for embedding, vector in vectors)
 
         x = self.x_embedder(ops.cast(x_t, self.compute_dtype))
         x = skip_1 = _run(self.encoder_1, x, c_1, training)  # (B, H, W, C)

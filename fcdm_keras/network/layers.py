@@ -1,7 +1,7 @@
 """Layers of FCDM (paper, section 3.1 and figure 3).
 
 Feature maps are `(B, H, W, C)`, conditioning vectors `(B, C)`. Statistics of the norms, the timestep features and all
-that comes from the conditioning vector (adaLN) are float32 whatever the dtype policy; convolutions and linears on
+that comes from the conditioning vector (adaLN) are float32, or float64 under that policy; convolutions and linears on
 feature maps follow the policy.
 """
 
@@ -13,6 +13,11 @@ from keras import layers, ops
 from fcdm_keras import kernels
 from fcdm_keras.network.adapters import Adaptable
 from fcdm_keras.network.initializers import Normal, XavierUniform
+
+
+def wide(dtype):
+    """The dtype of statistics and conditioning under a policy: float32, or float64 where that computes so."""
+    return "float64" if keras.dtype_policies.get(dtype).compute_dtype == "float64" else "float32"
 
 
 def linear(units, **options):
@@ -91,16 +96,21 @@ class GRN(layers.Layer):
     """
 
     def build(self, input_shape):
-        channels = input_shape[-1]
-        self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="zeros", dtype="float32")
-        self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", dtype="float32")
+        options = {"shape": input_shape[-1:], "initializer": "zeros", "dtype": wide(self.dtype_policy)}
+        self.gamma, self.beta = self.add_weight(name="gamma", **options), self.add_weight(name="beta", **options)
 
     def call(self, x):
-        energy = ops.sum(ops.square(ops.cast(x, "float32")), axis=(1, 2), keepdims=True)
-        # The floor keeps the square root's gradient finite where a channel is zero everywhere.
-        response = ops.sqrt(ops.maximum(energy, 1e-30))  # (B, 1, 1, C)
-        normalized = response / (ops.mean(response, axis=-1, keepdims=True) + 1e-6)
-        gain = ops.cast(self.gamma, "float32") * normalized + 1.0
+        dtype = "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32"
+        energy = ops.sum(ops.square(ops.cast(x, dtype)), axis=(1, 2), keepdims=True)
+        # The floor keeps the root's first and second derivatives finite where a channel is zero everywhere.
+        if dtype == "float32":
+            response = ops.sqrt(ops.maximum(energy, 1e-24))  # (B, 1, 1, C)
+            mean = ops.mean(response, axis=-1, keepdims=True)
+        else:  # Keras takes roots, maxima and means of float64 in float32, on JAX or PyTorch
+            response = energy * ops.rsqrt(energy + 1e-24)
+            mean = ops.sum(response, axis=-1, keepdims=True) / x.shape[-1]
+        normalized = response / (mean + 1e-6)
+        gain = ops.cast(self.gamma, dtype) * normalized + 1.0
         return x * ops.cast(gain, x.dtype) + ops.cast(self.beta, x.dtype)
 
     def compute_output_shape(self, input_shape):
@@ -133,7 +143,7 @@ class FCDMBlock(layers.Layer):
     def build(self, input_shape, conditioning_shape=None):
         width = input_shape[-1]
         hidden = int(self.expansion_ratio * width)
-        self.adaln = linear(3 * width, kernel_initializer="zeros", dtype="float32", name="adaln")
+        self.adaln = linear(3 * width, kernel_initializer="zeros", dtype=wide(self.dtype_policy), name="adaln")
         self.pwconv1 = linear(hidden, dtype=self.dtype_policy, name="pwconv1")
         self.pwconv2 = linear(width, dtype=self.dtype_policy, name="pwconv2")
         self.adaln.build((None, width))
@@ -238,8 +248,7 @@ class TimestepEmbedding(layers.Layer):
         self.frequency_dim = frequency_dim
         self.max_period = max_period
         normal = {"kernel_initializer": Normal(0.02), "dtype": "float32"}
-        self.hidden = layers.Dense(width, name="hidden", **normal)
-        self.out = layers.Dense(width, name="out", **normal)
+        self.hidden, self.out = (layers.Dense(width, name=name, **normal) for name in ("hidden", "out"))
 
     def build(self, input_shape):
         self.hidden.build((None, self.frequency_dim))
@@ -267,7 +276,7 @@ class TimestepEmbedding(layers.Layer):
 
 @keras.saving.register_keras_serializable("fcdm_keras")
 class FinalLayer(layers.Layer):
-    """LayerNorm, adaLN modulation and a 3×3 convolution to the output channels, all in float32.
+    """LayerNorm, adaLN modulation and a 3×3 convolution to the output channels, all in float32 or float64.
 
     `call(x, conditioning)`: `(B, H, W, C)` and `(B, C)` → `(B, H, W, channels)`, zero in a new layer.
 
@@ -276,13 +285,13 @@ class FinalLayer(layers.Layer):
     """
 
     def __init__(self, channels, **kwargs):
-        super().__init__(**{**kwargs, "dtype": "float32"})
+        super().__init__(**{**kwargs, "dtype": wide(kwargs.get("dtype"))})
         self.channels = channels
-        self.conv = conv(channels, kernel_initializer="zeros", dtype="float32", name="conv")
+        self.conv = conv(channels, kernel_initializer="zeros", dtype=self.dtype_policy, name="conv")
 
     def build(self, input_shape, conditioning_shape=None):
         width = input_shape[-1]
-        self.adaln = linear(2 * width, kernel_initializer="zeros", dtype="float32", name="adaln")
+        self.adaln = linear(2 * width, kernel_initializer="zeros", dtype=self.dtype_policy, name="adaln")
         self.adaln.build((None, width))
         self.conv.build(input_shape)
 
