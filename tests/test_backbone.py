@@ -9,7 +9,8 @@ from fcdm_keras.model_table import rows
 from fcdm_keras.network.conditioning import ClassConditioning
 from fcdm_keras.network.costs import count
 from fcdm_keras.network.fcdm import FCDMBackbone
-from fcdm_keras.network.layers import GRN, FCDMBlock, TimestepEmbedding, pixel_shuffle, pixel_unshuffle
+from fcdm_keras.network.layers import GRN, FCDMBlock, TimestepEmbedding
+from fcdm_keras.network.resampling import pixel_shuffle, pixel_unshuffle
 from fcdm_keras.recipes import MODEL_SIZES, ModelSize
 
 

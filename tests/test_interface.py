@@ -76,7 +76,7 @@ INNER = re.compile(
     r"|data\.training_data\.(TrainingData|open_training_data)|fitting\.(ClassRun|drawing)"
     r"|drawing\.(Drawing|add_drawing_flags|check_drawing_flags)"
     r"|presets\.(add_config_flags|check_config|config_from_flags|config_from_json|config_to_json)"
-    r"|launch\.(jax_variables|tf_config)|vae_config\..*)|t2i\.(encode|sample|presets|runs)\.(?!main|TextTrainConfig).*"
+    r"|launch\.(jax_variables|tf_config)|vae_config\..*|hub\.unchanged_backbones)|t2i\.(encode|sample|presets|runs)\.(?!main|TextTrainConfig).*"
 )
 
 # Modules of one backend import that one; PyTorch and TensorFlow bear each other in this order.

@@ -4,7 +4,8 @@ import keras
 from keras import ops
 
 from fcdm_keras.network.base import DiffusionBackbone
-from fcdm_keras.network.layers import Downsample, FCDMBlock, FinalLayer, TimestepEmbedding, Upsample, conv, linear, wide
+from fcdm_keras.network.layers import FCDMBlock, FinalLayer, TimestepEmbedding, conv, linear, wide
+from fcdm_keras.network.resampling import Downsample, Upsample
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
