@@ -58,16 +58,12 @@ def merged(layer, value=lambda variable: variable.value):
 def adaptable(model):
     """Path → layer, of all that adapters can be given to."""
     layers = [layer for layer in model._flatten_layers(include_self=False) if layer.weights]
-    return {_path(model, layer): layer for layer in layers if hasattr(layer, "enable_lora")}
+    return {weights.behind(model, layer.path): layer for layer in layers if hasattr(layer, "enable_lora")}
 
 
 def adapted(model):
     """Path → layer, of those that have adapters."""
     return {path: layer for path, layer in adaptable(model).items() if layer.lora_enabled}
-
-
-def _path(model, layer):
-    return layer.path.removeprefix(f"{model.name}/")
 
 
 def enable(model, rank, names):
@@ -135,16 +131,14 @@ def load(model, file):
     """
     adapters, others = _read(file)
     found, own = adaptable(model), dict(zip(weights.paths(model), model.weights))
-    for path, (a, b, _) in adapters.items():
-        shape = tuple(base(found[path]).shape) if path in found else None
-        if shape != (*a.shape[:-1], b.shape[-1]):
-            there = f"of {shape}" if shape else "that it does not have"
-            raise ValueError(_FOREIGN.format(file=file, name=model.name, what=f"{path}, a layer", there=there))
-    for path, value in others.items():
-        shape = tuple(own[path].shape) if path in own else None
-        if shape != value.shape:
-            there = f"of {shape}" if shape else "that it does not have"
-            raise ValueError(_FOREIGN.format(file=file, name=model.name, what=f"{path}, a weight", there=there))
+    kernels = {path: base(layer) for path, layer in found.items()}
+    wanted = [(path, "layer", (*a.shape[:-1], b.shape[-1]), kernels) for path, (a, b, _) in adapters.items()]
+    wanted += [(path, "weight", value.shape, own) for path, value in others.items()]
+    for path, kind, shape, present in wanted:
+        there = tuple(present[path].shape) if path in present else None
+        if there != shape:
+            there = f"of {there}" if there else "that it does not have"
+            raise ValueError(f"{file} belongs to another network than {model.name}: it has {path}, a {kind} {there}.")
     rank = next(iter(adapters.values()))[0].shape[-1]
     present = {path: layer.lora_rank for path, layer in adapted(model).items()}
     if present and present != dict.fromkeys(adapters, rank):
@@ -161,9 +155,6 @@ def load(model, file):
     for path, value in others.items():
         own[path].assign(value)
         own[path].trainable = True
-
-
-_FOREIGN = "{file} belongs to another network than {name}: it has {what} {there}."
 
 
 def _read(file):

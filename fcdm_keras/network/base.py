@@ -26,7 +26,7 @@ class _Family(Independent):
     __hash__ = type.__hash__
 
 
-class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
+class DiffusionBackbone(presets.ReplacedWhole, keras_hub.models.Backbone, metaclass=_Family):
     """Base of networks that predict noise, with a swappable conditioning module.
 
     A backbone takes a dict of `x_t` `(B, H, W, in_channels)`, `timesteps` `(B,)` (integer or fractional) and the
@@ -187,15 +187,6 @@ class DiffusionBackbone(keras_hub.models.Backbone, metaclass=_Family):
 
     def compute_output_shape(self, input_shape):
         return (*input_shape["x_t"][:-1], self.out_channels)
-
-    def save_to_preset(self, preset_dir, max_shard_size=10):
-        """Saves a preset, which takes the place of an earlier one in `preset_dir` as a whole.
-
-        Raises:
-            ValueError: the folder holds anything else than a preset; nothing has been touched.
-        """
-        with presets.replacing(preset_dir) as folder:
-            super().save_to_preset(str(folder), max_shard_size)
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):

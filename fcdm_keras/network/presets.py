@@ -15,6 +15,19 @@ _REQUIRED = ("config.json", "metadata.json")
 _being_written = set()
 
 
+class ReplacedWhole:
+    """A model of KerasHub whose presets are whole at any moment."""
+
+    def save_to_preset(self, preset_dir, max_shard_size=10):
+        """Saves a preset, which takes the place of an earlier one in `preset_dir` as a whole.
+
+        Raises:
+            ValueError: the folder holds anything else than a preset; nothing has been touched.
+        """
+        with replacing(preset_dir) as folder:
+            super().save_to_preset(str(folder), max_shard_size)
+
+
 @contextlib.contextmanager
 def replacing(folder):
     """A new folder, to be filled with a preset, that takes the place of `folder` once all of it is on disk.

@@ -6,6 +6,7 @@ import keras
 from keras import quantizers
 
 from fcdm_keras.network.layers import Linear
+from fcdm_keras.network.weights import behind
 
 MODES = {
     "int8": quantizers.Int8QuantizationConfig,
@@ -75,4 +76,4 @@ def repeat(model, modes):
 
 def _layers(model):
     """All layers of a model by their paths behind its own."""
-    return {layer.path.removeprefix(f"{model.path}/"): layer for layer in model._flatten_layers(include_self=False)}
+    return {behind(model, layer.path): layer for layer in model._flatten_layers(include_self=False)}

@@ -15,7 +15,12 @@ def paths(model):
 
 def path_in(model, variable):
     """The path of a variable behind the model's own name."""
-    return variable.path.removeprefix(f"{model.path or model.name}/")
+    return behind(model, variable.path)
+
+
+def behind(model, path):
+    """A path of a variable or layer without the model's own, which stays where the model's name changes."""
+    return path.removeprefix(f"{model.path or model.name}/")
 
 
 def matched(entries, model, what):
@@ -88,7 +93,7 @@ def _by_id(values, model):
         entries, values = values.entries, values.values
     elif isinstance(values, dict):
         places = {path: place for place, path in enumerate(paths(model))}
-        names = [name.removeprefix(f"{model.path or model.name}/") for name in values]
+        names = [behind(model, name) for name in values]
         values = list(values.values())
         entries = [(name, places.get(name, len(places)), value.shape) for name, value in zip(names, values)]
     else:

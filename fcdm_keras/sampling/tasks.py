@@ -16,16 +16,16 @@ from fcdm_keras.data.classes import number_of
 from fcdm_keras.diffusion import guidance, randomness
 from fcdm_keras.diffusion.objectives import OBJECTIVES
 from fcdm_keras.diffusion.samplers import SAMPLERS, taken
-from fcdm_keras.network import presets
 from fcdm_keras.network.backbones import BACKBONES  # noqa: F401  (registers all, for presets)
 from fcdm_keras.network.base import DiffusionBackbone
 from fcdm_keras.network.conditioning import ClassConditioning, as_labels
+from fcdm_keras.network.presets import ReplacedWhole
 from fcdm_keras.network.weights import resolved
 from fcdm_keras.sampling.draw_options import DrawOptions
 from fcdm_keras.sampling.finite import check_finite
 
 
-class ImageTask(keras_hub.models.Task, metaclass=Independent):
+class ImageTask(ReplacedWhole, keras_hub.models.Task, metaclass=Independent):
     """Base of tasks that draw one image per condition; a subclass says what conditions are.
 
     Args:
@@ -206,15 +206,6 @@ class ImageTask(keras_hub.models.Task, metaclass=Independent):
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
         """As the backbone's `quantize`: the autoencoder stays as it is."""
         self.backbone.quantize(mode, config=config, filters=filters, **kwargs)
-
-    def save_to_preset(self, preset_dir, max_shard_size=10):
-        """Saves a preset, which takes the place of an earlier one in `preset_dir` as a whole.
-
-        Raises:
-            ValueError: the folder holds anything else than a preset; nothing has been touched.
-        """
-        with presets.replacing(preset_dir) as folder:
-            super().save_to_preset(str(folder), max_shard_size)
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
