@@ -5,6 +5,7 @@ import numpy as np
 from keras import layers, ops
 
 from fcdm_keras.network.initializers import XavierUniform
+from fcdm_keras.network.layers import Dense
 
 SOFTNESS = 0.3  # of the whitening, in standard deviations of a feature
 
@@ -48,8 +49,8 @@ class TextConditioning(layers.Layer):
         self.hidden, self.out = [], []
         for level, width in enumerate(self.widths, start=1):
             hidden_width = max(width, self.embedding_dim)
-            self.hidden.append(layers.Dense(hidden_width, name=f"hidden_{level}", **options))
-            self.out.append(layers.Dense(width, name=f"out_{level}", **options))
+            self.hidden.append(Dense(hidden_width, name=f"hidden_{level}", **options))
+            self.out.append(Dense(width, name=f"out_{level}", **options))
             self.hidden[-1].build((None, self.embedding_dim))
             self.out[-1].build((None, hidden_width))
 

@@ -6,7 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import inputs, relative_error, tiny_backbone
+from helpers import inputs, relative_error, tiny_backbone, to_numpy
 
 BACKEND = keras.backend.backend()
 PROGRAM = {
@@ -56,6 +56,23 @@ def test_a_format_that_a_backend_cannot_write_is_refused_in_a_sentence(tmp_path)
     with pytest.raises(ValueError, match=f"{format}.* backends {able}. Received: the backend {BACKEND}"):
         tiny_backbone(depths=(0, 0, 0, 0, 0)).export(tmp_path / "network", format=format)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.no_backend
+def test_pytorch_compiles_a_network_and_its_gradients_in_one_graph():
+    import torch
+
+    backbone = tiny_backbone(depths=(1, 0, 0, 0, 0))
+    given = {name: torch.tensor(array) for name, array in inputs(height=8, width=8).items()}
+    results = []
+    for network in (backbone, torch.compile(backbone, backend="aot_eager", fullgraph=True)):
+        backbone.zero_grad()
+        output = network(given)
+        output.square().mean().backward()
+        results.append([output, *(p.grad for p in backbone.parameters() if p.grad is not None)])
+    assert len(results[0]) == len(results[1]) > 20
+    for expected, found in zip(*results, strict=True):
+        assert relative_error(found, to_numpy(expected)) < 1e-5
 
 
 class Vectors(keras.layers.Layer):

@@ -46,6 +46,19 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
+def test_every_layer_that_can_be_adapted_learns_on_from_its_file(tmp_path):
+    names = ["hidden", "pwconv1"]  # of the time embeddings, and on feature maps
+    for number in range(2):
+        backbone = backbone_of(rank=0)
+        backbone.enable_lora(2, names)
+        if number:
+            backbone.load_weights(tmp_path / "a.weights.h5")
+        else:
+            backbone.save_weights(tmp_path / "a.weights.h5")
+        first = [v for v in backbone.trainable_variables if v.name == "lora_kernel_a"]
+        assert len(first) > 3 and all(np.any(to_numpy(v)) for v in first)
+
+
 def moved(backbone):
     """Small values in the second factors, which start at zero."""
     generator = np.random.default_rng(2)

@@ -13,20 +13,7 @@ from fcdm_keras.network.conditioning import ClassConditioning
 _parts = collections.defaultdict(itertools.count)  # of functional models so far, by their default names
 
 
-class _Family(Independent):
-    """Makes `DiffusionBackbone` equal to each of its subclasses.
-
-    KerasHub (checked: 0.32.0) loads a task's preset only where the task's `backbone_cls` equals the stored backbone's
-    class, and our tasks take all of them.
-    """
-
-    def __eq__(cls, other):
-        return cls is other or (isinstance(other, _Family) and (cls in other.__bases__ or other in cls.__bases__))
-
-    __hash__ = type.__hash__
-
-
-class DiffusionBackbone(presets.ReplacedWhole, keras_hub.models.Backbone, metaclass=_Family):
+class DiffusionBackbone(presets.ReplacedWhole, keras_hub.models.Backbone, metaclass=Independent):
     """Base of networks that predict noise, with a swappable conditioning module.
 
     A backbone takes a dict of `x_t` `(B, H, W, in_channels)`, `timesteps` `(B,)` (integer or fractional) and the
@@ -210,6 +197,21 @@ class DiffusionBackbone(presets.ReplacedWhole, keras_hub.models.Backbone, metacl
         backbone = super().from_config(config)
         quantization.repeat(backbone, modes)
         return backbone
+
+
+class _EqualToAll(Independent):
+    def __eq__(cls, other):
+        return isinstance(other, type) and issubclass(other, DiffusionBackbone)
+
+    __hash__ = type.__hash__
+
+
+class AnyBackbone(DiffusionBackbone, metaclass=_EqualToAll):
+    """Stands for all backbones where a task says which it takes.
+
+    KerasHub (checked: 0.32.0) loads a task's preset only where the task's `backbone_cls` equals the class of the stored
+    backbone.
+    """
 
 
 def _check_floating(x_t):

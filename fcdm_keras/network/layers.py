@@ -53,6 +53,11 @@ class Linear(Adaptable, layers.Dense):
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
+class Dense(Adaptable, layers.Dense):
+    """`keras.layers.Dense`, for vectors."""
+
+
+@keras.saving.register_keras_serializable("fcdm_keras")
 class DepthwiseConv(layers.Layer):
     """Depthwise k×k convolution with bias, stride 1 and zero padding.
 
@@ -194,7 +199,7 @@ class TimestepEmbedding(layers.Layer):
         self.frequency_dim = frequency_dim
         self.max_period = max_period
         normal = {"kernel_initializer": Normal(0.02), "dtype": "float32"}
-        self.hidden, self.out = (layers.Dense(width, name=name, **normal) for name in ("hidden", "out"))
+        self.hidden, self.out = (Dense(width, name=name, **normal) for name in ("hidden", "out"))
 
     def build(self, input_shape):
         self.hidden.build((None, self.frequency_dim))

@@ -17,7 +17,7 @@ from fcdm_keras.diffusion import guidance, randomness
 from fcdm_keras.diffusion.objectives import OBJECTIVES
 from fcdm_keras.diffusion.samplers import SAMPLERS, taken
 from fcdm_keras.network.backbones import BACKBONES  # noqa: F401  (registers all, for presets)
-from fcdm_keras.network.base import DiffusionBackbone
+from fcdm_keras.network.base import AnyBackbone
 from fcdm_keras.network.conditioning import ClassConditioning, as_labels
 from fcdm_keras.network.presets import ReplacedWhole
 from fcdm_keras.network.weights import resolved
@@ -39,7 +39,7 @@ class ImageTask(ReplacedWhole, keras_hub.models.Task, metaclass=Independent):
         ValueError: if the autoencoder's latents or the kind of condition do not fit the backbone.
     """
 
-    backbone_cls = DiffusionBackbone
+    backbone_cls = AnyBackbone
     input_name = None  # of the conditioning modules that a subclass takes
     _is_stored = False  # whether it was made of a configuration
 
