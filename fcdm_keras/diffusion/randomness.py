@@ -7,6 +7,8 @@ float32 rounding). The generator is Threefry-2x32 with 20 rounds (Salmon et al.,
 """
 
 import math
+import operator
+import types
 
 import keras
 import numpy as np
@@ -17,6 +19,19 @@ from keras import ops
     TIMESTEPS, NOISE, LABEL_DROP, INITIAL_NOISE, STEP_NOISE, EVAL_TIMESTEPS, EVAL_NOISE, POSTERIOR_NOISE, LABELS
 ) = range(9)  # fmt: skip
 
+_ON_TORCH = keras.backend.backend() == "torch"
+# JAX has no 64-bit integers by default and PyTorch little arithmetic on unsigned ones; both wrap to 32 bits alike.
+_WORD = "uint32" if keras.backend.backend() == "jax" else "int64"
+# On PyTorch a number of the host that becomes a tensor is a copy to the GPU that waits for all that runs there.
+_bits = ops
+if _ON_TORCH:
+    _bits = types.SimpleNamespace(
+        bitwise_and=operator.and_,
+        bitwise_or=operator.or_,
+        bitwise_xor=operator.xor,
+        left_shift=operator.lshift,
+        right_shift=operator.rshift,
+    )
 _MASK = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -29,7 +44,7 @@ def threefry(key, counter):
         Two tensors of random 32-bit words, broadcast over key and counter; NumPy arrays where no tensor was given, so
         that what is known when a program is compiled is no part of it.
     """
-    library, word = (ops, _word) if any(map(ops.is_tensor, (*key, *counter))) else (np, np.int64)
+    library, word = (_bits, _word) if any(map(ops.is_tensor, (*key, *counter))) else (np, np.int64)
     mask, sizes = word(_MASK), {bits: word(bits) for group in _ROTATIONS for r in group for bits in (r, 32 - r)}
     key = tuple(map(word, key))
     keys = (*key, library.bitwise_xor(library.bitwise_xor(*key), word(_PARITY)))
@@ -53,7 +68,7 @@ def seed_words(seed):
 
 def word_tensors(words):
     """Words as scalar tensors, to pass to a compiled function that is to serve every seed."""
-    return tuple(_word(word) for word in words)
+    return tuple(ops.convert_to_tensor(word, _WORD) for word in words)
 
 
 def sample_keys(seed, purpose, step, indices):
@@ -98,10 +113,10 @@ def _words(keys, count):
 
 def _unit(words):
     """Words to float32 in [0, 1), from their upper 24 bits."""
-    return ops.cast(ops.right_shift(words, _word(8)), "float32") * 2.0**-24
+    return ops.cast(_bits.right_shift(words, _word(8)), "float32") * 2.0**-24
 
 
 def _word(value):
-    # JAX has no 64-bit integers by default and PyTorch little arithmetic on unsigned ones; both wrap to 32 bits alike.
-    dtype = "uint32" if keras.backend.backend() == "jax" else "int64"
-    return ops.cast(value, dtype) if ops.is_tensor(value) else ops.convert_to_tensor(value, dtype)
+    if isinstance(value, (int, np.integer)) and _ON_TORCH:
+        return int(value)
+    return ops.cast(value, _WORD) if ops.is_tensor(value) else ops.convert_to_tensor(value, _WORD)

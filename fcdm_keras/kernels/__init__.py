@@ -17,7 +17,7 @@ import importlib
 import keras
 from keras import ops
 
-from fcdm_keras.kernels import on_keras
+from fcdm_keras.kernels import fused, on_keras
 
 _on_backend = importlib.import_module(f"fcdm_keras.kernels.on_{keras.backend.backend()}")
 _active = contextvars.ContextVar("active", default=_on_backend)
@@ -87,6 +87,16 @@ def gelu(x):
 def layer_norm(x):
     """LayerNorm over the last axis without scale and offset, eps 1e-6: statistics and result in float32 or wider."""
     return _active.get().layer_norm(x)
+
+
+def fused_residual(x, hidden):
+    """A function that computes a block's whole residual in fused kernels, or `None` (see `fcdm_keras.kernels.fused`).
+
+    Args:
+        x: the block's input, `(B, H, W, D)`.
+        hidden: width of its hidden layer.
+    """
+    return None if _active.get() is on_keras else fused.residual(x, hidden)
 
 
 def _check_shapes(x_shape, kernel_shape):

@@ -3,9 +3,9 @@
 Sums and statistics are float32, or float64 where the arguments are.
 
 The depthwise convolution is shifted multiply-adds. XLA lowers a grouped convolution to code that is 10 to 20 times
-slower on CPUs, and its gradients more so. Plain `jnp` operations fuse instead, and let GSPMD shard the batch. Measured
-on CPUs only; on GPUs XLA's grouped convolution has the same history (jax issues 13800 and 23713), so the same code runs
-there, unmeasured.
+slower on CPUs, and its gradients more so. Plain `jnp` operations fuse instead, and let GSPMD shard the batch. On NVIDIA
+GPUs it is cuDNN's: on an H100 a block took half the time in training so, and two thirds in inference (XL, level 1,
+batch 64, bfloat16).
 """
 
 import functools
@@ -31,6 +31,10 @@ _DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)  # of the standard normal
 )
 def depthwise_conv(x, kernel):
     """`x` `(B, H, W, C)`, `kernel` `(k, k, C, 1)` → `(B, H, W, C)`."""
+    return lax.platform_dependent(x, kernel, cuda=on_keras.depthwise_conv, default=_shifted_sum)
+
+
+def _shifted_sum(x, kernel):
     batch, height, width, channels = x.shape
     size = kernel.shape[0]
     padded, taps = _pad(x, size), _wide(kernel[..., 0])
@@ -62,14 +66,22 @@ def depthwise_conv(x, kernel):
     static=("size",),
 )
 def _kernel_gradient(x, gradient, size):
-    """`Σ_{b,h,w} x[b, h+i, w+j, c] · gradient[b, h, w, c]` for every tap (i, j): `(k, k, C, 1)`.
+    """`Σ_{b,h,w} x[b, h+i, w+j, c] · gradient[b, h, w, c]` for every tap (i, j): `(k, k, C, 1)`."""
+    scanned = functools.partial(_scanned, size=size)
+    return lax.platform_dependent(x, gradient, cuda=functools.partial(_convolved, size=size), default=scanned)
 
-    One step of the scan takes a tile of a row: every tap is summed over the tile's columns in one elementwise loop, so
-    each value is read from memory once, not once per tap. The batch stays an axis: it may be sharded.
+
+def _convolved(x, gradient, size):
+    kernel = jnp.zeros((size, size, x.shape[-1], 1), x.dtype)
+    return jax.linear_transpose(functools.partial(on_keras.depthwise_conv, x), kernel)(gradient)[0]
+
+
+def _scanned(x, gradient, size):
+    """One step of the scan takes a tile of a row: every tap is summed over the tile's columns in one elementwise loop,
+    so each value is read from memory once, not once per tap. The batch stays an axis: it may be sharded.
     """
     batch, height, width, channels = x.shape
-    # On CPUs wider tiles are no faster and compile longer; on GPUs, where each step is a launch, they should pay.
-    tile = min(width, 8 if jax.default_backend() == "cpu" else 64)
+    tile = min(width, 8)  # wider tiles are no faster and compile longer
     tiles = -(-width // tile)
     extra = tiles * tile - width  # columns of zeros, so that all tiles are full
     padded = _pad(x, size, extra)

@@ -109,7 +109,7 @@ class GRN(layers.Layer):
         energy = ops.sum(ops.square(ops.cast(x, dtype)), axis=(1, 2), keepdims=True)
         # The floor keeps the root's first and second derivatives finite where a channel is zero everywhere.
         if dtype == "float32":
-            response = ops.sqrt(ops.maximum(energy, 1e-24))  # (B, 1, 1, C)
+            response = ops.sqrt(ops.clip(energy, 1e-24, math.inf))  # (B, 1, 1, C)
             mean = ops.mean(response, axis=-1, keepdims=True)
         else:  # Keras takes roots, maxima and means of float64 in float32, on JAX or PyTorch
             response = energy * ops.rsqrt(energy + 1e-24)
@@ -164,11 +164,23 @@ class FCDMBlock(layers.Layer):
 
     def _residual(self, x, conditioning):
         shift, scale, gate = ops.split(self.adaln(ops.silu(conditioning)), 3, axis=-1)
+        fused = None if self._quantized() else kernels.fused_residual(x, self.pwconv1.units)
+        if fused:
+            return fused(x, shift, scale, gate, *map(ops.convert_to_tensor, self._operands()))
         h = self.dwconv(x)
         h = modulate(kernels.layer_norm(h), shift, scale)
         h = self.grn(kernels.gelu(self.pwconv1(ops.cast(h, x.dtype))))
         h = self.pwconv2(h)
         return x + ops.cast(gate, x.dtype)[:, None, None, :] * h
+
+    def _quantized(self):
+        return self.pwconv1.quantization_mode or self.pwconv2.quantization_mode
+
+    def _operands(self):
+        """The weights in the order in which the fused residual takes them; kernels with their adapters."""
+        layers = (self.dwconv, self.pwconv1)
+        first = [value for layer in layers for value in (layer.kernel, layer.bias)]
+        return [*first, self.grn.gamma, self.grn.beta, self.pwconv2.kernel, self.pwconv2.bias]
 
     def compute_output_shape(self, input_shape, conditioning_shape=None):
         return input_shape
