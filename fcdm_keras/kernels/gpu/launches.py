@@ -37,7 +37,7 @@ class TritonKernels:
     def _depthwise(self, inputs, outputs, **constants):
         batch, height, width, channels = inputs[0].shape
         wide = _power_of_two(channels)
-        rows, tile, warps = depthwise_tile(height, width, wide)
+        rows, tile, warps = depthwise_tile(height, width, wide, constants["NORM"])
         constants |= {"H": height, "W": width, "C": channels, "CHANNELS": wide, "ROWS": rows, "TILE": tile}
         grid = (-(-width // tile), batch * -(-height // rows))
         return self.call(source.depthwise, inputs, outputs, grid, {}, constants | {"K": inputs[1].shape[0]}, warps)
@@ -107,14 +107,15 @@ class TritonKernels:
         """Gradient to y given that to `norm(y) · (1 + scale) + shift`, and sums to shift's, scale's, y's bias's."""
         m, channels = y.shape
         pixels, wide = math.gcd(rows, 64), _power_of_two(channels)
+        height = min(pixels, max(1, 4096 // wide))
         dy, parts = self.call(
             source.norm_gradient,
             (gradient, y, scale),
             [((m, channels), y.dtype), ((m // pixels, 3, channels), "float32")],
             (m // pixels,),
             {"ROWS": rows, "PIXELS": pixels},
-            {"C": channels, "CHANNELS": wide, "BM": min(pixels, max(1, 2048 // wide))},
-            min(max(wide // 128, 1), 16),
+            {"C": channels, "CHANNELS": wide, "BM": height},
+            max(min(height * wide // 512, 8), 1),
         )
         sums = parts.reshape((m // rows, rows // pixels, 3, channels)).sum(1)
         return dy, sums[:, 0], sums[:, 1], sums[:, 2]
@@ -135,9 +136,12 @@ class TritonKernels:
         return *results, parts.reshape((m // rows, rows // height, sums, n)).sum(1)
 
 
-def depthwise_tile(height, width, channels):
-    """Rows and columns of pixels that one program computes, and its warps, for a power of two of channels."""
-    rows = 2 if channels <= 1024 and height > 1 else 1
+def depthwise_tile(height, width, channels, norm):
+    """Rows and columns of pixels that one program computes, and its warps, for a power of two of channels.
+
+    Measured on an H100 (XL, levels 1 and 3, batch 64, bfloat16).
+    """
+    rows = 2 if norm and channels <= 1024 and height > 1 else 1
     return rows, 8 if width > 4 else 4, min(max(channels * rows // 128, 1), 16)
 
 
