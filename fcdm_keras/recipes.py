@@ -1,4 +1,4 @@
-"""Tables: model sizes, samplers, the settings of a training run, and the recipes. Standard library only."""
+"""Tables: model sizes, samplers, the settings of a training run, and the recipes. Nothing heavy is imported."""
 
 import dataclasses
 
@@ -132,7 +132,7 @@ class VAEConfig:
     resize: int = setting(
         0, "reduce images whose shorter side is longer than this to it; 0 keeps them as they are", at_least(0)
     )
-    block_out_channels: tuple = setting(
+    block_out_channels: tuple[int, ...] = setting(
         (16, 32, 64), "widths of the levels, such as 16,32,64; each but the last halves"
     )
     layers_per_block: int = setting(

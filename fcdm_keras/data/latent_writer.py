@@ -8,17 +8,21 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from keras import ops
 from tqdm import tqdm
 
 from fcdm_keras.data.labels import check_label
-from fcdm_keras.data.latent_store import METADATA, StoreMetadata, checksum
+from fcdm_keras.data.latent_store import checksum
+from fcdm_keras.data.store_metadata import METADATA, SETTINGS, ShardEntry, StoreMetadata, StoreSettings
 from fcdm_keras.data.transforms import UnreadableImageError
 from fcdm_keras.files import write_atomically
+from fcdm_keras.formats.documents import read_json
 from fcdm_keras.options import differences
 
+_OTHER = "remove it to make it again, or give another --output"
 HALF_LIMIT = float(np.finfo(np.float16).max)  # latents are stored in float16
 
 
@@ -83,14 +87,14 @@ class StoreEncoder:
         self._open()
 
     def _open(self):
-        settings = {**json.loads(self.metadata.to_json()), "shard_size": self.shard_size, "images": len(self.source)}
-        file = self.folder / "settings.json"
+        asked = {**vars(self.metadata), "shard_size": self.shard_size, "images": len(self.source)}
+        settings, file = StoreSettings(**asked), self.folder / SETTINGS
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if file.exists():
-                _check_same(json.loads(file.read_text(encoding="utf-8")), settings, self.folder)
+                _check_same(read_json(file, StoreSettings, _OTHER), settings, self.folder)
             else:
-                write_atomically(file, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+                write_atomically(file, settings.to_json())
         except OSError as error:
             raise OSError(f"The latent store {self.folder} cannot be written to: {error.strerror or error}.") from None
         missing = sum(len(self._range(i)) for i in range(self.num_shards) if not self._sidecar(i).exists())
@@ -165,7 +169,7 @@ class StoreEncoder:
         bar.update(len(batch))
 
     def _check_limit(self, skipped):
-        finished = sum(len(entry["skipped"]) for entry in self._entries())
+        finished = sum(len(entry.skipped) for entry in self._entries())
         if finished + len(skipped) > self.max_unreadable:
             key, reason = skipped[-1]
             raise ValueError(
@@ -175,20 +179,19 @@ class StoreEncoder:
 
     def _entries(self):
         files = (self._sidecar(i) for i in range(self.num_shards))
-        return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+        return [read_json(file, ShardEntry, _OTHER) for file in files if file.exists()]
 
     def finish(self):
         """Writes the metadata if no shard is missing; returns what `run` does."""
         entries = self._entries()
         if len(entries) < self.num_shards:
             return None
-        shards = tuple({name: entry[name] for name in ("file", "images", "bytes", "sha256")} for entry in entries)
         metadata = dataclasses.replace(
             self.metadata,
-            num_images=sum(entry["images"] for entry in entries),
-            skipped=sum(len(entry["skipped"]) for entry in entries),
-            enlarged=sum(len(entry["enlarged"]) for entry in entries),
-            shards=shards,
+            num_images=sum(entry.images for entry in entries),
+            skipped=sum(len(entry.skipped) for entry in entries),
+            enlarged=sum(len(entry.enlarged) for entry in entries),
+            shards=tuple(entry.shard() for entry in entries),
         )
         if not metadata.num_images:
             raise ValueError(f"None of the {len(self.source):,} images of {self.metadata.source} can be read.")
@@ -270,7 +273,7 @@ def pack_record(mean, std, label, key):
 
 
 def _check_same(stored, settings, folder):
-    different = differences(stored, settings)
+    different = differences(msgspec.to_builtins(stored), msgspec.to_builtins(settings))
     if different:
         raise ValueError(
             f"{folder} holds a latent store made otherwise ({'; '.join(different)[:600]}): give the options that it "

@@ -20,6 +20,7 @@ from fcdm_keras.diffusion import randomness
 from fcdm_keras.diffusion.gaussian import GaussianDiffusion
 from fcdm_keras.files import replacing
 from fcdm_keras.network.layers import GRN
+from fcdm_keras.runs.folder import CONFIG, stored_config
 from fcdm_keras.runs.load import load_task
 from fcdm_keras.training.plots import plot_curves
 
@@ -149,8 +150,7 @@ def load_samples(source, task, options):
     """Latents `(N, H, W, C)` and conditions `(N,)` to analyse a task with. Raises ValueError if there are none."""
     if options.data:
         return _samples_of_file(options, task)
-    config = Path(source) / "config.json"
-    if not config.exists() or '"dataset": "digits"' not in config.read_text():
+    if not (Path(source) / CONFIG).exists() or stored_config(source, others=True).dataset != "digits":
         raise ValueError(f"{source} is not known to be trained on the digits: give samples with --data FILE.npz.")
     latents, labels = load_digits("held_out")
     if len(latents) < options.num_samples:

@@ -1,9 +1,13 @@
 """What run folders hold, as rows of cells beside the paper's."""
 
 import dataclasses
-import json
 from pathlib import Path
+from typing import Annotated, Any
 
+import msgspec
+
+from fcdm_keras.data.store_metadata import read_store
+from fcdm_keras.formats.documents import Count, Size, Width, as_schema, read_json
 from fcdm_keras.network.costs import COUNTS, count
 from fcdm_keras.recipes import MODEL_SIZES, TrainConfig
 from fcdm_keras.reporting.paper import TABLES
@@ -17,6 +21,34 @@ HEADINGS = (
 )  # fmt: skip
 
 SD_FACTOR, SD_SCALE = 8, TrainConfig.latent_scale  # of Stable Diffusion's autoencoder, the only one of this scale
+
+_CURE = "remove it, or write it again"
+_Score = bool | int | float | str | None
+
+
+class _Evaluation(msgspec.Struct):
+    """What this program reads of the scores that `python -m fcdm_keras.evaluate --json` wrote."""
+
+    fid: float | None = None
+    sfid: float | None = None
+    inception_score: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    num_samples: Count | None = None
+
+
+class _Identity(msgspec.Struct):
+    embedding_dim: Width | None = None
+
+
+class _Autoencoder(msgspec.Struct):
+    block_out_channels: Annotated[tuple[Width, ...], msgspec.Meta(min_length=1, max_length=12)] = (1,)
+    downsampling_factor: Size | None = None
+
+
+_AutoencoderObject = msgspec.defstruct("_AutoencoderObject", [("config", _Autoencoder)])
+_TaskConfig = msgspec.defstruct("_TaskConfig", [("autoencoder", _AutoencoderObject)])
+_Task = msgspec.defstruct("_Task", [("config", _TaskConfig)])
 
 
 @dataclasses.dataclass
@@ -48,24 +80,18 @@ def read_run(folder):
     log = folder / "log.csv"
     run = Run(folder, stored_config(folder, others=True), read_csv(log) if log.exists() else [], {}, {})
     for file in sorted(folder.glob("*.json")):
-        content = _read_json(file)
+        content = read_json(file, Any, _CURE)
         if file.name == "scores.json":
-            run.judged = content
+            run.judged = as_schema(content, dict[str, _Score], file, _CURE)
         elif file.name == HISTORY:
             run.changes = read_history(folder)
         elif file.name != "config.json" and isinstance(content, dict):
             if set(SCORES) & content.keys():
+                as_schema(content, _Evaluation, file, _CURE)
                 run.evaluations[file.name] = content
             if isinstance(content.get("identity"), dict):  # of what made the conditions
-                run.embedding_dim = content["identity"].get("embedding_dim")
+                run.embedding_dim = as_schema(content["identity"], _Identity, file, _CURE).embedding_dim
     return run
-
-
-def _read_json(file):
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON, or is cut short; remove it or write it again: {error}") from None
 
 
 def model_size(run):
@@ -87,19 +113,15 @@ def latent_side(run):
     """
     store, task = run.folder / "latents.json", run.folder / "preset" / "task.json"
     if store.exists():
-        return _read_json(store)["latent_shape"][0]
+        return read_store(store).latent_shape[0]
     config = run.config
     if task.exists():
-        return config.image_size // _factor(_read_json(task)["config"]["autoencoder"]["config"])
+        autoencoder = read_json(task, _Task, _CURE).config.autoencoder.config
+        factor = autoencoder.downsampling_factor or 2 ** (len(autoencoder.block_out_channels) - 1)
+        return config.image_size // factor
     if config.dataset == "digits":
         return config.image_size
     return config.image_size // SD_FACTOR if config.latent_scale == SD_SCALE else None
-
-
-def _factor(autoencoder):
-    """Pixels to a latent, of an autoencoder's configuration."""
-    halvings = len(autoencoder.get("block_out_channels", "-")) - 1
-    return autoencoder.get("downsampling_factor", 2**halvings)
 
 
 def our_rows(run):

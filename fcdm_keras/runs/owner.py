@@ -1,4 +1,4 @@
-"""Who owns a run folder: one command at a time, on one host or on many. Standard library only.
+"""Who owns a run folder: one command at a time, on one host or on many. Nothing heavy is imported here.
 
     with owned("runs/digits"):      # refused, in one sentence, while another command lives that holds the folder
         …                           # here `check("runs/digits")` raises if the folder was lost all the same
@@ -26,6 +26,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fcdm_keras.formats.documents import Size, as_schema, parse_json
 
 HOME = ".owner"  # in the run folder, while it is owned
 INTERVAL = 2.0  # seconds between signs of life
@@ -36,10 +41,20 @@ PATIENCE = 3.0  # seconds of waiting before it is told of
 
 _SIGN = 20  # bytes of a sign of life
 _CLAIMING = b"claiming".ljust(_SIGN)  # in its place, before the second look
-_FIELDS = {"host", "pid", "since", "machine", "began", "home", "token"}  # of an owner
+_LONGEST = 2**16  # bytes of a claim that are read
 _EXITING = 4  # PF_EXITING among Linux's flags of a process
 _NUMBER = re.compile(r"\d{6,}")
 _held = {}  # real path of a folder → the claim of this process
+
+
+class _Owner(msgspec.Struct):
+    host: str
+    pid: Size
+    since: str
+    machine: str
+    began: str | None
+    home: int
+    token: str
 
 
 @contextlib.contextmanager
@@ -235,7 +250,8 @@ def _numbers(home):
 def _read(file):
     """A claim, or `None` where there is none. Raises OSError if it cannot be read."""
     try:
-        content = file.read_bytes()
+        with open(file, "rb") as opened:
+            content = opened.read(_LONGEST)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -244,9 +260,9 @@ def _read(file):
             "at work there."
         ) from None
     try:
-        owner = json.loads(content[_SIGN:])
-        owner = owner if owner.keys() >= _FIELDS else None
-    except (ValueError, AttributeError):
+        owner = parse_json(content[_SIGN:].decode(), dict[str, Any], file)
+        as_schema(owner, _Owner, file)
+    except ValueError:
         owner = None
     return _Seen(int(file.name), content[:_SIGN], owner)
 
@@ -273,8 +289,6 @@ def _answers(owner, home):
         return False
     except PermissionError:
         pass
-    except (OverflowError, TypeError):
-        return None
     began = _began(owner["pid"])
     return None if began is None else began == owner["began"]
 
