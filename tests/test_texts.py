@@ -103,14 +103,14 @@ def test_caption_files_as_people_make_them(tmp_path, images, annotations, expect
     ("images", "annotations", "message"),
     [
         ([A, B], [said("x"), said(None), said(3, 2)], "2 of the 3 captions of .* are no text, the first null of a.jpg"),
-        ([A], [said(float("nan"))], "captions.json is damaged, .* NaN is no number of JSON"),
-        ([A], [said(["x", "y"])], r'no text, the first a list of 2 values of a.jpg: take them out, or write each as one str'),
-        ([A], [said("half of \ud83d")], r"captions.json is damaged, .*half of a character, \\ud83d"),
+        ([A], [said(float("nan"))], "captions.json is damaged .*NaN is no number of JSON"),
+        ([A], [said(["x", "y"])], r'no text, the first a list of 2 values of a.jpg: take them out, or write'),
+        ([A], [said("half of \ud83d")], r"captions.json is damaged .*half of a character, \\ud83d"),
         ([A, B], [said("x"), said(" ", 2)], "1 of the 2 images of .* no caption, or blank ones only, the first b.jpg"),
         ([A, {**B, "id": 1}], [said("x")], "gives the id 1 to a.jpg and to b.jpg: each image needs an id of its own"),
         ([A], [said("x"), said("y", "one")], "has 1 captions of images that it does not list, the first of image one"),
         ([{**A, "file_name": None}], [said("x")], r"at \$.images\[0\].file_name, expected `str`, got `null`"),
-        ([{"id": 1, "filename": "a.jpg"}], [said("x")], r"at \$.images\[0\], object missing required field `file_name`"),
+        ([{"id": 1, "filename": "a.jpg"}], [said("x")], r"at \$.images\[0\], object missing .* `file_name`"),
         ([A], [{"image_id": 1, "bbox": []}], r"at \$.annotations\[0\], object missing required field `caption`"),
         ([{**A, "id": [1]}], [said("x")], r"at \$.images\[0\].id, expected .* Received: a list of 1 values"),
         ([A], {"1": "x"}, 'at \\$.annotations, expected `array`, got `object`. Received: an object with "1"'),
@@ -143,7 +143,7 @@ def test_caption_files_of_other_forms_are_refused(tmp_path, text, form):
     expected = (
         r"expected a JSON object with `images` \(id, file_name\) and `annotations` \(image_id, caption: one string\)"
     )
-    with pytest.raises(ValueError, match=rf"x.json is damaged, or of another kind: {re.escape(form)}.*; {expected}\.$"):
+    with pytest.raises(ValueError, match=rf"x.json is damaged or of another kind: {re.escape(form)}.*; {expected}\.$"):
         open_coco(str(tmp_path), captions=str(tmp_path / "x.json"))
     (tmp_path / "x.json").write_bytes('{"images": "é"}'.encode("latin-1"))
     with pytest.raises(ValueError, match="x.json is no text in UTF-8: byte 12 is 0xe9"):
@@ -217,9 +217,7 @@ def test_blank_captions_that_were_stored_are_left_out(tmp_path):
     np.testing.assert_array_equal(captions.all_embeddings(), rows[[1, 2, 4]])
     np.testing.assert_array_equal(captions.null_embedding(), rows[5])
     for wrong in ([["a"], [""]], [["a"], []], [["a", None], ["b"]], [["a"], "b"], None):
-        with pytest.raises(
-            ValueError, match=r"captions.json (has no caption of image 1|.* at \$.captions).* remove it"
-        ):
+        with pytest.raises(ValueError, match=r"captions.json (has no caption of image 1|.* at \$.captions)"):
             store(wrong)
 
 

@@ -169,7 +169,7 @@ def _check_depth(value, where, cure):
 
 
 def _bad(where, what, cure):
-    return ValueError(f"{where} is damaged, or of another kind: {what}; {cure}.")
+    return ValueError(f"{where} is damaged or of another kind: {what}; {cure}.")
 
 
 def _at(value, path):
