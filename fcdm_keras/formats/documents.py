@@ -83,6 +83,7 @@ def as_schema(value, schema, where, cure=CURE):
     except msgspec.ValidationError as error:
         message, _, path = str(error).encode("unicode_escape").decode().partition(" - at `")  # names are anything
         path = path.removesuffix("`") or "$"
+        message = re.sub(" matching regex .*", " of another form", message)
         message = f"{message[:1].lower()}{message[1 : _SHOWN * 2]}"
         found = shown(_at(value, path))
         raise _bad(where, f"at {path[:200]}, {message}. Received: {found}", cure) from None
