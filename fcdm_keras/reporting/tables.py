@@ -23,7 +23,7 @@ HEADINGS = (
 SD_FACTOR, SD_SCALE = 8, TrainConfig.latent_scale  # of Stable Diffusion's autoencoder, the only one of this scale
 
 _CURE = "remove it, or write it again"
-_Score = bool | int | float | str | None
+_Score = bool | int | float | str | list[Any] | None
 
 
 class _Evaluation(msgspec.Struct):
