@@ -11,9 +11,7 @@ then the image's key (UTF-8). Records 2i and 2i + 1 belong to image i; a store w
 noise of the posterior is drawn anew at each read. No Keras here: data workers import this file.
 """
 
-import dataclasses
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -23,9 +21,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from fcdm_keras.data.labels import check_labels
 from fcdm_keras.data.order import augmentation
-
-FORMAT_VERSION = 1
-METADATA = "store.json"
+from fcdm_keras.data.store_metadata import METADATA, StoreMetadata, read_metadata  # noqa: F401  (for earlier users)
 
 
 class _ShardFile(NamedTuple):
@@ -35,63 +31,6 @@ class _ShardFile(NamedTuple):
     skip: int
     take: int
     examples_in_shard: int
-
-
-@dataclasses.dataclass(frozen=True)
-class StoreMetadata:
-    """What a store says of itself; also what its makers must agree on, except for counts and shards."""
-
-    source: str
-    split: str
-    autoencoder: str  # as `KLAutoencoder.from_diffusers` takes it
-    autoencoder_hash: str  # of the weights
-    scale: float
-    shift: float
-    image_size: int
-    latent_shape: tuple[int, int, int]
-    flips: bool
-    class_names: tuple[str, ...]
-    num_images: int = 0
-    skipped: int = 0
-    enlarged: int = 0
-    shards: tuple[dict, ...] = ()
-    version: int = FORMAT_VERSION
-
-    @property
-    def num_classes(self):
-        return len(self.class_names)
-
-    def to_json(self):
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
-
-
-def read_metadata(folder):
-    """The metadata of a finished store.
-
-    Raises:
-        FileNotFoundError: there is no store, or it is not finished.
-        ValueError: it is of another version or damaged.
-    """
-    file = Path(folder) / METADATA
-    if not file.exists():
-        unfinished = (Path(folder) / "settings.json").exists()
-        raise FileNotFoundError(
-            f"{folder} holds an unfinished latent store; run the same `python -m fcdm_keras.encode` command again."
-            if unfinished
-            else f"There is no latent store at {folder}; make one with `python -m fcdm_keras.encode`."
-        )
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        version = values["version"]
-        if version == FORMAT_VERSION:
-            lists = {name: tuple(values[name]) for name in ("latent_shape", "class_names", "shards")}
-            return StoreMetadata(**{**values, **lists})
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); make the store again, or restore this file.") from None
-    raise ValueError(
-        f"{folder} is a latent store of version {version}, and this program reads version {FORMAT_VERSION}; "
-        "make it again with `python -m fcdm_keras.encode`, or use the program that made it."
-    )
 
 
 def check_fit(metadata, config):
@@ -127,17 +66,17 @@ class LatentStore:
         self.folder = Path(folder)
         self.metadata = read_metadata(folder)
         for shard in self.metadata.shards:
-            file = self.folder / shard["file"]
+            file = self.folder / shard.file
             size = file.stat().st_size if file.exists() else None
-            if size != shard["bytes"]:
+            if size != shard.bytes:
                 found = "is missing" if size is None else f"has {size:,} bytes"
                 raise ValueError(
-                    f"{file} {found}, and {shard['bytes']:,} were written: the store is incomplete; copy it again, or "
+                    f"{file} {found}, and {shard.bytes:,} were written: the store is incomplete; copy it again, or "
                     "delete the shard, its .json and store.json and run the same encode command."
                 )
         per_image = 2 if self.metadata.flips else 1
-        shards = [shard for shard in self.metadata.shards if shard["images"]]
-        files = [_ShardFile(str(self.folder / s["file"]), 0, s["images"] * per_image, s["images"]) for s in shards]
+        shards = [shard for shard in self.metadata.shards if shard.images]
+        files = [_ShardFile(str(self.folder / s.file), 0, s.images * per_image, s.images) for s in shards]
         self._records = ArrayRecordDataSource(files, {"max_parallelism": "0"})
 
     def __len__(self):
@@ -170,7 +109,7 @@ class LatentStore:
 
     def damaged_shards(self):
         """Compares every shard with its checksum. Returns the files that do not match."""
-        files = ((self.folder / shard["file"], shard["sha256"]) for shard in self.metadata.shards)
+        files = ((self.folder / shard.file, shard.sha256) for shard in self.metadata.shards)
         return [file for file, expected in files if checksum(file) != expected]
 
     def __reduce__(self):  # to worker processes

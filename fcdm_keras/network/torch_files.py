@@ -7,7 +7,6 @@ other classes and functions become `Skipped`.
 
 import argparse
 import importlib.util
-import json
 import os
 import pickle
 import re
@@ -17,6 +16,8 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+
+from fcdm_keras.formats.weight_index import read_parts
 
 # What no harmless file holds, so that it is refused rather than skipped. Safety does not rest on this list.
 _CODE = re.compile(
@@ -160,15 +161,7 @@ def _read_pickled(path):
 
 
 def _read_parts(index):
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        parts = [index.parent / Path(name).name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{index} {_DAMAGED}; copy the file again.") from None
-    for part in parts:
-        if not part.is_file():
-            raise FileNotFoundError(f"{index} lists {part.name}, which is not there; copy all parts.")
-    return {name: tensor for part in parts for name, tensor in read_torch_file(part).items()}
+    return {name: tensor for part in read_parts(index) for name, tensor in read_torch_file(part).items()}
 
 
 def _instead(path):

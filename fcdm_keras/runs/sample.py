@@ -6,17 +6,27 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from tqdm import tqdm
 
 from fcdm_keras import distribution, options
 from fcdm_keras.distribution.supervision import check_agreement, check_shared
+from fcdm_keras.formats.documents import Count, as_schema, read_json
 from fcdm_keras.runs.load import load_task
 from fcdm_keras.sampling.request import Request
 from fcdm_keras.sampling.writers import NpzFile, PNGFolder
 
 SETTINGS = "settings.json"
 MAY_CHANGE = {"batch_size", "num_samples"}  # when drawing is resumed; there may be more images, never fewer
+
+
+class _Drawn(msgspec.Struct):
+    """What this program reads of a folder's settings, all of which must agree when drawing goes on."""
+
+    num_samples: Count
+    labels: list[Any]  # of any conditions
 
 
 def open_request(flags):
@@ -53,8 +63,7 @@ def draw(flags, output, opener):
     """Draws what is missing in the folder `output`. Returns the `Request`."""
     stored, asked = stored_settings(output), flags.num_samples
     distribution.barrier()  # before any process writes
-    there = (stored or {}).get("num_samples")
-    flags.num_samples = max(asked, there) if isinstance(there, int) else asked
+    flags.num_samples = max(asked, (stored or {}).get("num_samples", 0))
     request = opener(flags)
     decisive = {**request.settings(), "num_samples": len(request), "labels": request.labels.tolist()}
     check_settings(output, stored, decisive)
@@ -119,7 +128,14 @@ def stored_settings(output):
     """The settings of the images in the folder, `None` where it is new. Raises ValueError for images without any."""
     file = output / SETTINGS
     if file.exists():
-        return _stored(file)
+        content = read_json(file, dict[str, Any], "give another --output")
+        drawn = as_schema(content, _Drawn, file, "give another --output")
+        if len(drawn.labels) != drawn.num_samples:
+            raise ValueError(
+                f"{file} contradicts itself: {len(drawn.labels):,} labels of {drawn.num_samples:,} samples; give "
+                "another --output."
+            )
+        return content
     for other in sorted(output.iterdir()):
         picture = (mimetypes.guess_type(other.name)[0] or "").startswith("image/") and not other.name.startswith(".")
         if picture or other.name.startswith("samples.npz"):
@@ -134,19 +150,11 @@ def check_settings(output, stored, decisive):
     """Raises ValueError if the stored settings are of other images; those of fewer images are not."""
     if stored is None:
         return
-    labels = stored.get("labels")
-    same = isinstance(labels, list) and labels == decisive["labels"][: len(labels)]
-    there = {**stored, "labels": decisive["labels"] if same else labels}
+    labels = stored["labels"]
+    there = {**stored, "labels": decisive["labels"] if labels == decisive["labels"][: len(labels)] else labels}
     different = options.differences(there, dict(sorted(decisive.items())), MAY_CHANGE, ("labels", "weights"))
     if different:
         raise ValueError(
             f"{output} holds images drawn with other settings ({'; '.join(different)}): give those to go on, or "
             "another --output."
         )
-
-
-def _stored(file):
-    try:
-        return dict(options.read_json(file))
-    except (ValueError, TypeError):
-        raise ValueError(f"{file} is damaged: give another --output.") from None
