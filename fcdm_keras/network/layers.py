@@ -167,6 +167,10 @@ class FCDMBlock(layers.Layer):
         fused = None if self._quantized() else kernels.fused_residual(x, self.pwconv1.units)
         if fused:
             return fused(x, shift, scale, gate, *map(ops.convert_to_tensor, self._operands()))
+        return self.plain_residual(x, shift, scale, gate)
+
+    def plain_residual(self, x, shift, scale, gate):
+        """What a block computes, given adaLN's vectors `(B, d)`: the specification of the fused kernels."""
         h = self.dwconv(x)
         h = modulate(kernels.layer_norm(h), shift, scale)
         h = self.grn(kernels.gelu(self.pwconv1(ops.cast(h, x.dtype))))

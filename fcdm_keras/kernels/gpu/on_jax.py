@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jax_triton
 import keras
 from jax.sharding import PartitionSpec
 
@@ -13,6 +12,8 @@ _SAVED, _WEIGHTS = 5, 8
 
 
 def call(kernel, inputs, outputs, grid, scalars, constants, warps):
+    import jax_triton
+
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs]
     return jax_triton.triton_call(
         *inputs, kernel=kernel, out_shape=shapes, grid=grid, num_warps=warps, num_stages=3, **scalars, **constants

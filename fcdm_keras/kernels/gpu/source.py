@@ -168,8 +168,8 @@ def depthwise_kernel_gradient(
 def _normal(u):
     """The normal distribution function at u, and its density times √2π.
 
-    Of erf the approximation 7.1.26 of Abramowitz and Stegun, right to 1.5e-7, which needs the exponential of the density:
-    what these kernels wait for is arithmetic.
+    By the approximation of erf in Abramowitz and Stegun, 7.1.26, right to 1.5e-7: it needs the exponential that the
+    density has too, and what these kernels wait for is arithmetic.
     """
     bell = tl.exp(-0.5 * u * u)
     t = 1.0 / (1.0 + 0.231641888 * tl.abs(u))  # 0.3275911 / √2
