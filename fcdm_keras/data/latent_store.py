@@ -21,7 +21,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from fcdm_keras.data.labels import check_labels
 from fcdm_keras.data.order import augmentation
-from fcdm_keras.data.store_metadata import read_metadata
+from fcdm_keras.data.store_metadata import METADATA, StoreMetadata, read_metadata  # noqa: F401  (for earlier users)
 
 
 class _ShardFile(NamedTuple):

@@ -25,7 +25,7 @@ _SHOWN = 60  # characters of what was received
 _TOO_DEEP = f"it holds lists or objects in each other, more than {DEPTH} deep"
 _DIGITS = 20  # of an integer: as many as 2**64 has
 
-Count = Annotated[int, Meta(ge=0, lt=2**63)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Width = Annotated[int, Meta(ge=1, le=65_536)]  # of a layer
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -169,7 +169,7 @@ def _check_depth(value, where, cure):
 
 
 def _bad(where, what, cure):
-    return ValueError(f"{where} is damaged, or of another kind: {what}; {cure}.")
+    return ValueError(f"{where} is damaged or of another kind: {what}; {cure}.")
 
 
 def _at(value, path):

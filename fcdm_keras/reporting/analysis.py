@@ -9,6 +9,7 @@ import csv
 import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from keras import ops
 from tqdm import tqdm
@@ -19,8 +20,9 @@ from fcdm_keras.data.npz import NpzArray, array_names, load_small
 from fcdm_keras.diffusion import randomness
 from fcdm_keras.diffusion.gaussian import GaussianDiffusion
 from fcdm_keras.files import replacing
+from fcdm_keras.formats.documents import read_json
 from fcdm_keras.network.layers import GRN
-from fcdm_keras.runs.folder import CONFIG, stored_config
+from fcdm_keras.runs.folder import CONFIG
 from fcdm_keras.runs.load import load_task
 from fcdm_keras.training.plots import plot_curves
 
@@ -28,6 +30,12 @@ LABELS = {
     "spectrum": ("timestep", "spectral energy of the predicted noise"),
     "activations": ("block", "channel diversity (cosine distance)"),
 }
+
+
+class _Trained(msgspec.Struct):
+    """What is read of a run's configuration here; a preset's, which has the same name, tells of no data."""
+
+    dataset: str = ""
 
 
 def spectral_energy(backbone, latents, condition, timesteps, *, seed=0, batch_size=64):
@@ -150,7 +158,8 @@ def load_samples(source, task, options):
     """Latents `(N, H, W, C)` and conditions `(N,)` to analyse a task with. Raises ValueError if there are none."""
     if options.data:
         return _samples_of_file(options, task)
-    if not (Path(source) / CONFIG).exists() or stored_config(source, others=True).dataset != "digits":
+    config = Path(source) / CONFIG
+    if not config.exists() or read_json(config, _Trained).dataset != "digits":
         raise ValueError(f"{source} is not known to be trained on the digits: give samples with --data FILE.npz.")
     latents, labels = load_digits("held_out")
     if len(latents) < options.num_samples:

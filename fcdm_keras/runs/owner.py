@@ -1,4 +1,4 @@
-"""Who owns a run folder: one command at a time, on one host or on many. Nothing heavy is imported here.
+"""Who owns a run folder: one command at a time, on one host or on many. Standard library only.
 
     with owned("runs/digits"):      # refused, in one sentence, while another command lives that holds the folder
         …                           # here `check("runs/digits")` raises if the folder was lost all the same
@@ -26,11 +26,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
-
-import msgspec
-
-from fcdm_keras.formats.documents import Size, as_schema, parse_json
 
 HOME = ".owner"  # in the run folder, while it is owned
 INTERVAL = 2.0  # seconds between signs of life
@@ -41,20 +36,11 @@ PATIENCE = 3.0  # seconds of waiting before it is told of
 
 _SIGN = 20  # bytes of a sign of life
 _CLAIMING = b"claiming".ljust(_SIGN)  # in its place, before the second look
-_LONGEST = 2**16  # bytes of a claim that are read
+_LONGEST = 2**14  # bytes of a claim that are read
+_OWNER = {"host": str, "pid": int, "since": str, "machine": str, "began": (str, type(None)), "home": int, "token": str}
 _EXITING = 4  # PF_EXITING among Linux's flags of a process
 _NUMBER = re.compile(r"\d{6,}")
 _held = {}  # real path of a folder → the claim of this process
-
-
-class _Owner(msgspec.Struct):
-    host: str
-    pid: Size
-    since: str
-    machine: str
-    began: str | None
-    home: int
-    token: str
 
 
 @contextlib.contextmanager
@@ -260,9 +246,9 @@ def _read(file):
             "at work there."
         ) from None
     try:
-        owner = parse_json(content[_SIGN:].decode(), dict[str, Any], file)
-        as_schema(owner, _Owner, file)
-    except ValueError:
+        owner = json.loads(content[_SIGN:])
+        owner = owner if all(isinstance(owner[name], kind) for name, kind in _OWNER.items()) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
         owner = None
     return _Seen(int(file.name), content[:_SIGN], owner)
 
@@ -289,6 +275,8 @@ def _answers(owner, home):
         return False
     except PermissionError:
         pass
+    except OverflowError:
+        return None
     began = _began(owner["pid"])
     return None if began is None else began == owner["began"]
 
