@@ -45,9 +45,9 @@ LAZY = {
         ("fcdm_keras.network.reference", "save_torch_state_dict"),
         ("fcdm_keras.training.streams", "_tensorflow_dataset"),
         ("fcdm_keras.training.streams", "_torch_loader"),
-        ("fcdm_keras.network.torch_files", "find_class"),
-        ("fcdm_keras.network.torch_files", "read_torch_file"),
-        ("fcdm_keras.network.torch_files", "_read_pickled"),
+        ("fcdm_keras.formats.torch_files", "find_class"),
+        ("fcdm_keras.formats.torch_files", "read_torch_file"),
+        ("fcdm_keras.formats.torch_files", "_read_pickled"),
     },
 }
 
@@ -142,7 +142,7 @@ def test_engines_are_imported_in_their_places_only():
         "fcdm_keras.network.export": {"torch"},
         "fcdm_keras.kernels.jax_primitives": {"jax"},
         "fcdm_keras.data.tfds_sources": {"tensorflow_datasets"},
-        "fcdm_keras.network.torch_files": {"torch"},
+        "fcdm_keras.formats.torch_files": {"torch"},
         "t2i.open_clip_worker": {"torch", "open_clip"},  # a program of its own
     }
     for module in FILES:
@@ -185,8 +185,9 @@ def test_samplers_and_scores_see_no_network():
 
 
 def test_data_workers_and_shapes_import_no_keras():
-    workers = ("order", "batches", "latent_store", "transforms", "sources", "tfds_sources", "labels", "npz")
+    workers = ("order", "batches", "latent_store", "transforms", "sources", "tfds_sources", "labels")
     modules = [f"fcdm_keras.data.{name}" for name in workers]
+    modules += [name for name in FILES if name.startswith("fcdm_keras.formats")]
     modules += ["t2i.caption_store", "t2i.text_encoder", "t2i.coco", "t2i.captions"]
     modules += [name for name in FILES if name.startswith("t2i.shapes") and name != "t2i.shapes.autoencoder"]
     for module in modules:

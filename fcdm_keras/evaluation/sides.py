@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcdm_keras.data.npz import array_names, load_small
+from fcdm_keras.formats.npz import array_names, load_small
 from fcdm_keras.evaluation.image_sets import ImageFile, Part, open_images
 
 # Metric → what an extractor must give for it. `pool` is kept per image for those in PER_IMAGE.
@@ -67,7 +67,7 @@ def open_set(path):
         return ImageSet(str(path), open_images(path))  # which says what was expected
     names = array_names(path)
     given = {
-        metric: tuple(load_small(path, name) for name in pair)
+        metric: tuple(load_small(path, name, "f") for name in pair)
         for metric, pair in STATISTICS.items()
         if set(pair) <= set(names)
     }
@@ -78,7 +78,7 @@ def open_set(path):
             f"{path} must hold images (arr_0, uint8, (N, H, W, 3)) or statistics (mu and sigma). "
             f"Received: {', '.join(names) or _others(path)}"
         )
-    extractor = str(load_small(path, FEATURES_KEY)) if FEATURES_KEY in names else None
+    extractor = str(load_small(path, FEATURES_KEY, "U")) if FEATURES_KEY in names else None
     return ImageSet(str(path), ImageFile(path) if "arr_0" in names else None, given, extractor)
 
 

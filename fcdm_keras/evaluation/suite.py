@@ -6,7 +6,7 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from fcdm_keras.data.npz import NpzWriter
+from fcdm_keras.formats.npz import NpzWriter
 from fcdm_keras.evaluation import metrics
 from fcdm_keras.evaluation.arrays import spaced
 from fcdm_keras.evaluation.checks import NEIGHBORS, available_metrics, check, check_memory, warn

@@ -5,7 +5,7 @@ import re
 import resource
 from pathlib import Path
 
-_RESERVE = 2**26  # bytes for all else
+_RESERVE = 2**26  # bytes for all else; what needs fewer is not asked about
 _CGROUPS = (  # where control groups are mounted; limit and use, of version 2 and of version 1
     (Path("/sys/fs/cgroup"), "", "memory.max", "memory.current"),
     (Path("/sys/fs/cgroup/memory"), "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -25,6 +25,8 @@ def check(needed, what, remedy):
         what: what needs them, the beginning of the sentence, such as "A batch of 512 images of 256×256".
         remedy: what to do, the end of the sentence, such as "use a smaller --batch-size".
     """
+    if needed < _RESERVE:
+        return
     free = available()
     if needed + _RESERVE > free:
         raise ValueError(f"{what} needs {size(needed)} of memory, and {size(free)} are free: {remedy}.")

@@ -10,14 +10,13 @@ from collections import deque
 
 import numpy as np
 
-from fcdm_keras.network.torch_files import Skipped, check_finite, contents, read_torch_file
+from fcdm_keras.formats.torch_files import Skipped, check_tensor, contents, read_torch_file, to_array
 
 _ANCHOR = "x_embedder.weight"  # what comes before it is a prefix of all names
 _TABLE = ".embedding_table.weight"
 _WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _AVERAGE = re.compile(r"(^|_)(ema|swa|avg|averaged?|shadow)(?=[_\d]|$)", re.IGNORECASE)
 _MODEL = re.compile(r"(^|_)model(_|$)", re.IGNORECASE)
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def load_torch_checkpoint(path, weights="ema", dtype=None, num_classes=None):
@@ -90,7 +89,7 @@ def _assign(backbone, state, rows_without_null, path):
     if missing or unknown:
         raise ValueError(f"{path} does not fit FCDM: missing tensors {missing[:5]}, unknown tensors {unknown[:5]}.")
     for name, (variable, from_torch, to_torch) in expected.items():
-        value = _array(f"{path}: {name}", state[name])
+        value = to_array(f"{path}: {name}", state[name])
         if name.endswith(_TABLE) and value.shape[:1] == (rows_without_null,):
             value = np.concatenate([value, value.mean(axis=0, keepdims=True)])
         shape = to_torch(np.empty(variable.shape, bool)).shape
@@ -120,9 +119,7 @@ def _state_dict(content, weights, path):
     (_, prefix), inside = chosen.popitem()
     state = {name.removeprefix(prefix): tensor for name, tensor in inside.items() if name.startswith(prefix)}
     for name, tensor in state.items():
-        if isinstance(tensor, Skipped) or str(tensor.layout) != "torch.strided" or tensor.device.type != "cpu":
-            kind = type(tensor).kind if isinstance(tensor, Skipped) else f"{tensor.device.type}, {tensor.layout}"
-            raise ValueError(f"{path}: {name} is no full, dense tensor; store such ones. Received: {kind}.")
+        check_tensor(f"{path}: {name}", tensor)
     return state
 
 
@@ -206,16 +203,6 @@ def _settings(content, name):
     """The numbers that a file's content has under a name, wherever it lies."""
     found = (inside.get(name) for _, inside in _walk(content))
     return {value for value in found if isinstance(value, (int, float))}
-
-
-def _array(name, tensor):
-    """A tensor as float32, in memory of its own: the file may change later. Raises ValueError for other numbers."""
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if kind not in _FLOATS:
-        raise ValueError(f"{name} holds {kind}, as quantised copies do; bring weights in {' or '.join(_FLOATS)}.")
-    array = np.array(tensor.detach().float())
-    check_finite(name, array)
-    return array
 
 
 def _sizes(state, path):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fcdm_keras import backend
 from fcdm_keras.data.embedded import load_digits
-from fcdm_keras.data.npz import NpzArray, array_names, load_small
+from fcdm_keras.formats.npz import NpzArray, array_names, load_small
 from fcdm_keras.diffusion import randomness
 from fcdm_keras.diffusion.gaussian import GaussianDiffusion
 from fcdm_keras.files import replacing
