@@ -16,6 +16,7 @@ from fcdm_keras import backend
 from fcdm_keras.backend.hub import keras_hub
 from fcdm_keras.evaluation.arrays import LOOKED_AT, check_images
 from fcdm_keras.evaluation.inception.graph import FrozenGraph
+from fcdm_keras.formats.hdf5 import check_keras_file
 
 INCEPTION_URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb"
 SPATIAL_CHANNELS = 7
@@ -105,7 +106,7 @@ class Inception(Extractor):
     def __init__(self, path=None, batch_size=64):
         super().__init__("inception", batch_size)
         graph = FrozenGraph.load(path or download_inception())
-        self._weights = ops.convert_to_tensor(graph.constant(graph.inputs("softmax/logits/MatMul")[1]))
+        self._weights = ops.convert_to_tensor(graph.constant(graph.input("softmax/logits/MatMul", 1)))
         self._run = graph.function("ExpandDims:0", ["pool_3:0", "mixed_6/conv:0"])
         self._classify = backend.compiled(lambda pool, weights: ops.softmax(ops.matmul(pool, weights)), [], (0,))
 
@@ -266,9 +267,10 @@ def load_extractor(kind, inception=None, batch_size=64):
         )
     if not Path(kind).is_file():
         raise FileNotFoundError(f"There is no model at {kind}: expected a .keras file.")
+    check_keras_file(kind)
     try:
         model = keras.models.load_model(kind, compile=False)
-    except (ValueError, OSError, TypeError, KeyError) as error:
+    except Exception as error:  # whatever a damaged description makes Keras stumble over
         raise ValueError(f"{kind} is no Keras model, or is damaged: {str(error).partition(chr(10))[0]}") from None
     name = f"keras:{hashlib.blake2b(Path(kind).read_bytes(), digest_size=8).hexdigest()}"
     return KerasExtractor(model, name=name, batch_size=batch_size)

@@ -14,9 +14,9 @@ from keras import ops
 from fcdm_keras.autoencoders import KLAutoencoder, to_uint8
 from fcdm_keras.data.folders import by_number, list_pictures
 from fcdm_keras.data.latent_store import LatentStore
-from fcdm_keras.formats.npz import NpzArray
 from fcdm_keras.data.pictures import UnreadableImageError, decode_image, shown
 from fcdm_keras.evaluation.arrays import LOOKED_AT, check_images, spaced
+from fcdm_keras.formats.npz import NpzArray
 
 LOOKED_INTO = 2**28  # bytes of a file whose values decide what is advised
 

@@ -17,6 +17,10 @@ _HEADER = 30  # bytes before each entry, without its name
 _AGAIN = "write or copy it again"
 
 
+class UnfitArchiveError(ValueError):
+    """A zip archive that declares what is not unpacked."""
+
+
 @contextlib.contextmanager
 def opened(path, kind="zip archive"):
     """A `zipfile.ZipFile` whose entries are not encrypted, fit the file, and do not unpack to more than they should.
@@ -36,8 +40,14 @@ def opened(path, kind="zip archive"):
         raise ValueError(f"{path} is no {kind}, or is cut short; {_AGAIN}.") from None
     with archive:
         if reason := _fault(archive.infolist(), length):
-            raise ValueError(f"{path} is no {kind} that can be read: {reason}.")
+            raise UnfitArchiveError(f"{path} is no {kind} that can be read: {reason}.")
         yield archive
+
+
+def check(path, kind="zip archive"):
+    """Raises as `opened`, for what another library will read."""
+    with opened(path, kind):
+        pass
 
 
 def _fault(entries, length):

@@ -159,7 +159,7 @@ def array_names(path):
         return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
-def load_small(path, name="arr_0", kinds="fiub"):
+def load_small(path, name="arr_0", kinds="fiubU"):
     """A whole array of such a file; arguments and errors as `NpzArray` has them, and finite numbers only."""
     return NpzArray(path, name, kinds).whole()
 

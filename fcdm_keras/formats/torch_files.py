@@ -128,9 +128,6 @@ def read_torch_file(path):
         return _read_parts(Path(path))
     if importlib.util.find_spec("torch") is None:
         raise ValueError(f"{path} is read with PyTorch, which is not installed: pip install torch.")
-    if zipfile.is_zipfile(path):
-        with archives.opened(path, "PyTorch checkpoint"):
-            pass
     what = f"{_DAMAGED}; copy the file again"
     try:
         if head[8:9] == b"{":
@@ -139,7 +136,7 @@ def read_torch_file(path):
             return load_file(path)
         if zipfile.is_zipfile(path) if head[:2] == b"PK" else head[:1] == b"\x80":
             return _read_pickled(path)
-    except PermissionError:
+    except (PermissionError, archives.UnfitArchiveError):
         raise
     except _Refused as refused:
         what = f"holds {refused}"
@@ -154,6 +151,8 @@ def _read_pickled(path):
 
     # Mapped into memory, so that the optimizer's state is never read. PyTorch takes the ending for the format.
     mapped = zipfile.is_zipfile(path) and not str(path).endswith(".safetensors")
+    if zipfile.is_zipfile(path):
+        archives.check(path, "PyTorch checkpoint")
     with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
         source = path if mapped else file
         options = {"map_location": "cpu", "mmap": mapped}

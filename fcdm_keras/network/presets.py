@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from fcdm_keras import files
 from fcdm_keras.formats.documents import Count, Name, Size, Width, as_schema, read_json, shown
+from fcdm_keras.formats.hdf5 import check_weights
 
 # What KerasHub writes (checked: 0.32.0), and what repositories of presets have beside it.
 _PARTS = re.compile(
@@ -81,8 +82,8 @@ def read_object(file):
 
 
 @contextlib.contextmanager
-def reading(preset):
-    """A context in which a preset is loaded, whose documents are checked first, where it is a folder here.
+def reading(preset, weights=True):
+    """A context in which a preset is loaded, whose documents, and `weights`, are checked first, where it is a folder.
 
     Raises:
         ValueError: a document is damaged, they contradict each other, or Keras cannot make the objects of them.
@@ -90,6 +91,8 @@ def reading(preset):
     folder = Path(preset)
     if folder.is_dir():
         _check_documents(folder)
+        for file in sorted(folder.glob("*.weights.h5")) if weights else ():
+            check_weights(file)
     try:
         yield
     except (KeyError, AttributeError, IndexError, RecursionError) as error:

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from fcdm_keras import backend
 from fcdm_keras.data.embedded import load_digits
-from fcdm_keras.formats.npz import NpzArray, array_names, load_small
 from fcdm_keras.diffusion import randomness
 from fcdm_keras.diffusion.gaussian import GaussianDiffusion
 from fcdm_keras.files import replacing
 from fcdm_keras.formats.documents import read_json
+from fcdm_keras.formats.npz import NpzArray, array_names, load_small
 from fcdm_keras.network.layers import GRN
 from fcdm_keras.runs.folder import CONFIG
 from fcdm_keras.runs.load import load_task

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from fcdm_keras.formats.npz import NpzArray, NpzWriter, array_names, load_small
 from fcdm_keras.files import replacing
+from fcdm_keras.formats.npz import NpzArray, NpzWriter, array_names, load_small
 
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 

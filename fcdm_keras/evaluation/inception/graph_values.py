@@ -4,8 +4,11 @@ import math
 
 import numpy as np
 
+from fcdm_keras.formats.numbers import check_finite
+
 # TensorFlow's DataType numbers, and the field of a TensorProto that lists values of the type.
 TYPES = {1: "float32", 2: "float64", 3: "int32", 4: "uint8", 6: "int8", 9: "int64", 10: "bool"}
+REPEATED = 2**24  # values that one may stand for
 _FIELDS = {
     "float32": "float_val",
     "float64": "double_val",
@@ -17,8 +20,12 @@ _FIELDS = {
 }
 
 
-def constant(node):
-    """The value of a `Const` node. Raises ValueError if it has another type than numbers, or the wrong size."""
+def constant(node, graph):
+    """The value of a `Const` node of the graph named `graph`.
+
+    Raises:
+        ValueError: it has another type than numbers, the wrong size, or numbers that are not finite.
+    """
     tensor = node.attr["value"].tensor
     if tensor.dtype not in TYPES:
         raise ValueError(f"Constant {node.name!r} must hold numbers. Received: TensorFlow type {tensor.dtype}")
@@ -29,10 +36,12 @@ def constant(node):
         values = np.frombuffer(tensor.tensor_content, np.dtype(dtype).newbyteorder("<")).astype(dtype)
     else:
         values = np.array(getattr(tensor, _FIELDS[dtype]), dtype)
-        if 0 < len(values) < size:  # the last value stands for all that follow
+        if 0 < len(values) < size <= REPEATED:  # the last value stands for all that follow
             values = np.append(values, np.full(size - len(values), values[-1]))
     if values.size != size:
         raise ValueError(f"Constant {node.name!r} must hold {size} values of shape {shape}. Received: {values.size}")
+    if dtype.startswith("float"):
+        check_finite(f"{graph}: {node.name}", values)
     return values.reshape(shape)
 
 
