@@ -89,7 +89,7 @@ def _others(path):
 
 
 def check_statistics(mu, sigma, name="mu and sigma"):
-    """Raises ValueError, in one sentence, unless finite floats mu `(D,)` and sigma `(D, D)` can be mean and covariance."""
+    """Raises ValueError, in one sentence, unless finite mu `(D,)` and sigma `(D, D)` can be mean and covariance."""
     if mu.ndim != 1 or not mu.size or sigma.shape != 2 * mu.shape:
         raise ValueError(f"{name} must be (D,) and (D, D). Received: shapes {mu.shape} and {sigma.shape}")
     sigma = sigma.astype(np.float64)
