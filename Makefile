@@ -4,7 +4,7 @@ KERAS_BACKEND ?= jax
 WORKERS ?= 3
 BIN := .venv/bin
 
-.PHONY: train test test-quick test-latest lint test-jax test-torch test-tensorflow
+.PHONY: train test test-quick test-latest lint test-jax test-torch test-tensorflow fuzz
 
 train: .venv/installed
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python train_imagenet.py
@@ -29,6 +29,11 @@ test-latest: .venv-latest/installed
 
 test-jax test-torch test-tensorflow: test-%: .venv/installed
 	$(BIN)/python tests/suite.py --workers $(WORKERS) --backends $*
+
+# Damaged and hostile files of every kind at every door, from random seeds, for this long.
+SECONDS ?= 60
+fuzz: .venv/installed
+	KERAS_BACKEND=torch $(BIN)/python tests/fuzz/fuzz_frame.py --seconds $(SECONDS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -97,7 +97,7 @@ class StoreEncoder:
                 write_atomically(file, settings.to_json())
         except OSError as error:
             raise OSError(f"The latent store {self.folder} cannot be written to: {error.strerror or error}.") from None
-        missing = sum(len(self._range(i)) for i in range(self.num_shards) if not self._sidecar(i).exists())
+        missing = sum(len(self._range(i)) for i in range(self.num_shards) if self._entry(i) is None)
         record = 4 * int(np.prod(self.metadata.latent_shape)) + 64
         needed, free = missing * record * (2 if self.metadata.flips else 1), shutil.disk_usage(self.folder).free
         if needed > free:
@@ -117,7 +117,7 @@ class StoreEncoder:
             OSError: the disk is full. Finished shards are kept.
         """
         own = range(process_index, self.num_shards, num_processes)
-        missing = [i for i in own if not self._sidecar(i).exists()]
+        missing = [i for i in own if self._entry(i) is None]
         total, left = (sum(len(self._range(i)) for i in shards) for shards in (own, missing))
         with tqdm(total=total, initial=total - left, desc="encoding", unit="image", mininterval=_interval()) as bar:
             for index in missing:
@@ -133,8 +133,12 @@ class StoreEncoder:
     def _range(self, index):
         return range(len(self.source))[index * self.shard_size : (index + 1) * self.shard_size]
 
-    def _sidecar(self, index):
-        return self.folder / f"shard-{index:05d}.json"
+    def _entry(self, index):
+        """What stands beside a shard; `None` where that, or the shard with all its bytes, is missing."""
+        sidecar = self.folder / f"shard-{index:05d}.json"
+        entry = read_json(sidecar, ShardEntry, _OTHER) if sidecar.exists() else None
+        shard = entry and self.folder / entry.file
+        return entry if shard and shard.is_file() and shard.stat().st_size == entry.bytes else None
 
     def _encode_shard(self, index, bar):
         writer, skipped, enlarged, batch = ShardWriter(self.folder, index), [], [], []
@@ -178,8 +182,7 @@ class StoreEncoder:
             )
 
     def _entries(self):
-        files = (self._sidecar(i) for i in range(self.num_shards))
-        return [read_json(file, ShardEntry, _OTHER) for file in files if file.exists()]
+        return list(filter(None, map(self._entry, range(self.num_shards))))
 
     def finish(self):
         """Writes the metadata if no shard is missing; returns what `run` does."""

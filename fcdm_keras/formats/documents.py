@@ -59,12 +59,11 @@ def parse_json(text, schema, where, cure=CURE):
     try:
         value = json.loads(text, object_pairs_hook=_object, **hooks)
         if re.search(r"\\u[dD][89a-fA-F]", text):
-            json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")  # which names of files may hold
+            json.dumps(value, ensure_ascii=False).encode()  # a pair is one character by now
     except RecursionError:
         raise _bad(where, _TOO_DEEP, cure) from None
     except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):x}"
-        raise _bad(where, f"it holds half of a character, {half}, which is no text", cure) from None
+        raise _bad(where, _half(error), cure) from None
     except ValueError as error:
         several = "Extra data" in str(error) and text.lstrip()[:1] in "{["
         what = "it holds several JSON values, one after the other" if several else f"it is no JSON ({error})"
@@ -82,11 +81,14 @@ def as_schema(value, schema, where, cure=CURE):
     try:
         return msgspec.convert(value, schema)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `")
+        message, _, path = str(error).encode("unicode_escape").decode().partition(" - at `")  # names are anything
         path = path.removesuffix("`") or "$"
+        message = re.sub(" matching regex .*", " of another form", message)
         message = f"{message[:1].lower()}{message[1 : _SHOWN * 2]}"
         found = shown(_at(value, path))
         raise _bad(where, f"at {path[:200]}, {message}. Received: {found}", cure) from None
+    except UnicodeEncodeError as error:
+        raise _bad(where, _half(error), cure) from None
 
 
 def read_table(file, columns, cure=CURE):
@@ -166,6 +168,10 @@ def _check_depth(value, where, cure):
         if not level:
             return
     raise _bad(where, _TOO_DEEP, cure)
+
+
+def _half(error):
+    return f"it holds half of a character, \\u{ord(error.object[error.start]):x}, which is no text"
 
 
 def _bad(where, what, cure):

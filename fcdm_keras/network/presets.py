@@ -20,6 +20,7 @@ _PARTS = re.compile(
 _REQUIRED = ("config.json", "metadata.json")
 _OURS = ("fcdm_keras>", "t2i>")  # what the registered names of our classes begin with
 _DECIDES_NOTHING = {"name", "dtype", "policy", "trainable"}  # of what a network is
+_File = Annotated[str, Meta(pattern=r"^[^/\\]{1,255}\Z")]
 _being_written = set()
 
 
@@ -34,6 +35,12 @@ class _Object(msgspec.Struct):
 class _Metadata(msgspec.Struct):
     keras_version: Name
     parameter_count: Count | None = None
+
+
+class _Shards(msgspec.Struct):
+    """Keras's index of weights in several files, which lie beside it."""
+
+    weight_map: dict[str, _File | tuple[_File, ...]]
 
 
 class _Backbone(msgspec.Struct):
@@ -102,6 +109,8 @@ def reading(preset, weights=True):
 
 def _check_documents(folder):
     read_json(folder / "metadata.json", _Metadata)
+    if (folder / "model.weights.json").exists():
+        read_json(folder / "model.weights.json", _Shards)
     stored, file = read_object(folder / "config.json"), folder / "task.json"
     if _is_ours(stored):
         as_schema(stored["config"], _Backbone, f"The `config` in {folder / 'config.json'}")
