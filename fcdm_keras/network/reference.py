@@ -11,11 +11,14 @@ from collections import deque
 import numpy as np
 
 from fcdm_keras.formats.torch_files import Skipped, check_tensor, contents, read_torch_file, to_array
+from fcdm_keras.network.costs import count
+from fcdm_keras.recipes import ModelSize
 
 _ANCHOR = "x_embedder.weight"  # what comes before it is a prefix of all names
 _TABLE = ".embedding_table.weight"
 _WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _AVERAGE = re.compile(r"(^|_)(ema|swa|avg|averaged?|shadow)(?=[_\d]|$)", re.IGNORECASE)
+_FEW = 2**22  # numbers that a checkpoint may lack, to be named one by one
 _MODEL = re.compile(r"(^|_)model(_|$)", re.IGNORECASE)
 
 
@@ -48,6 +51,7 @@ def load_torch_checkpoint(path, weights="ema", dtype=None, num_classes=None):
     sizes, rows = _sizes(state, path)
     null_is_missing = _null_is_missing(content, rows, num_classes, path)
     sizes["num_classes"] = rows if null_is_missing else rows - 1
+    _check_costs(sizes, state, path)
 
     from fcdm_keras.network.fcdm import FCDMBackbone  # slow to import: a bad file is refused without it
 
@@ -230,6 +234,17 @@ def _sizes(state, path):
         "kernel_size": shape(f"{block}.dwconv.weight", 4)[-1],
     }
     return sizes, shape(f"y_embedder_1{_TABLE}", 2)[0]
+
+
+def _check_costs(sizes, state, path):
+    """Raises ValueError for sizes, taken from a few tensors' shapes, that ask for far more numbers than there are."""
+    options = {name: value for name, value in sizes.items() if name not in ("hidden_channels", "depths")}
+    parameters, _ = count(ModelSize(sizes["hidden_channels"], tuple(sizes["depths"])), **options)
+    held = sum(tensor.numel() for tensor in state.values())
+    if parameters > 2 * held + _FEW:
+        raise ValueError(
+            f"{path} is no FCDM checkpoint: its shapes ask for {parameters:,.0f} numbers, and it holds {held:,}."
+        )
 
 
 # How a tensor is laid out in PyTorch and in Keras: (from torch, to torch).

@@ -15,8 +15,10 @@ import numpy as np
 from PIL import Image
 
 from fcdm_keras.files import replacing
+from fcdm_keras.formats import regular
 from fcdm_keras.formats.npz import NpzArray, NpzWriter, array_names, load_small
 
+_BESIDE = 2**20  # bytes of a PNG beside its pixels
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -78,6 +80,8 @@ class PNGFolder:
     def _is_whole(self, file):
         _, height, width, channels = self.shape
         expected = ("PNG", "L" if channels == 1 else "RGB", (width, height))
+        if regular.size(file) > 2 * height * width * channels + _BESIDE:
+            raise ValueError(_foreign(file, f"{file.stat().st_size:,} bytes of one image"))
         content, found = file.read_bytes(), None
         whole = content.endswith(PNG_END)
         try:
