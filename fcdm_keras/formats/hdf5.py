@@ -15,6 +15,7 @@ from fcdm_keras.machine import memory
 
 _LARGE, _RATIO = 2**24, 50  # a compressed array is a bomb if it is larger, and so many times what is stored of it
 _DAMAGE = (OSError, RuntimeError, KeyError, IndexError, TypeError, AttributeError, UnicodeDecodeError)  # of h5py
+_SHOWN = 300  # characters of an error
 _WEIGHTS = "model.weights.h5"  # in a `.keras` file
 
 
@@ -24,9 +25,16 @@ def checked(file, finite=True):
     check_weights(file, finite=finite)
     try:
         yield
-    except _DAMAGE as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-        raise ValueError(f"{file} lacks a part, or one is of another kind ({reason}); copy it again.") from None
+    except (*_DAMAGE, ValueError) as error:
+        if type(error) is ValueError and "\n" not in str(error):
+            raise
+        raise ValueError(f"{file} does not fit, or lacks a part ({one_line(error)}).") from None
+
+
+def one_line(error):
+    """An error of Keras or h5py, which may have many lines, as a phrase."""
+    text = " ".join(str(error).split())
+    return (text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}")[:_SHOWN]
 
 
 def check_weights(file, name=None, finite=True):
@@ -50,8 +58,9 @@ def check_weights(file, name=None, finite=True):
             for path, dataset in _datasets(content, "", name, set()):
                 _check(dataset, f"{name}: {path}", finite)
     except _DAMAGE as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise ValueError(f"{name} is no HDF5 file of Keras, or is damaged ({reason}); copy it again.") from None
+        raise ValueError(
+            f"{name} is no HDF5 file of Keras, or is damaged ({one_line(error)}); copy it again."
+        ) from None
 
 
 def _check(dataset, where, finite):

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from fcdm_keras import files
 from fcdm_keras.formats.documents import Count, Name, Size, Width, as_schema, read_json, shown
-from fcdm_keras.formats.hdf5 import check_weights
+from fcdm_keras.formats.hdf5 import check_weights, one_line
 
 # What KerasHub writes (checked: 0.32.0), and what repositories of presets have beside it.
 _PARTS = re.compile(
@@ -102,9 +102,10 @@ def reading(preset, weights=True):
             check_weights(file)
     try:
         yield
-    except (KeyError, AttributeError, IndexError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise ValueError(f"The preset {preset} describes no model that Keras can make ({reason[:200]}).") from None
+    except (KeyError, AttributeError, IndexError, RecursionError, ValueError) as error:
+        if type(error) is ValueError and "\n" not in str(error):
+            raise
+        raise ValueError(f"The preset {preset} holds no model that Keras can make ({one_line(error)}).") from None
 
 
 def _check_documents(folder):
