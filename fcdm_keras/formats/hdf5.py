@@ -58,9 +58,7 @@ def check_weights(file, name=None, finite=True):
             for path, dataset in _datasets(content, "", name, set()):
                 _check(dataset, f"{name}: {path}", finite)
     except _DAMAGE as error:
-        raise ValueError(
-            f"{name} is no HDF5 file of Keras, or is damaged ({one_line(error)}); copy it again."
-        ) from None
+        raise ValueError(f"{name} is no HDF5 file, or is damaged ({one_line(error)}); copy it again.") from None
 
 
 def _check(dataset, where, finite):

@@ -136,17 +136,19 @@ def _state_dicts(content):
 
 def _walk(content):
     """Whatever has named parts in a file's content, outermost first: (the names that lead to it, its parts)."""
-    waiting, seen = deque([((), content)]), set()
+    waiting, seen = deque([((), content, ())]), set()
     while waiting:
-        place, value = waiting.popleft()
+        place, value, above = waiting.popleft()
         if isinstance(value, Skipped) and not value:  # objects may hold each other
             if id(value) in seen:
                 continue
             seen.add(id(value))
-        inside = contents(value)
+        if id(value) in above:  # a dict in itself; the same one in two places counts as two
+            continue
+        inside, above = contents(value), (*above, id(value))
         yield place, inside
         if len(place) < 8:
-            waiting.extend(((*place, str(name)), item) for name, item in inside.items() if contents(item))
+            waiting.extend(((*place, str(name)), item, above) for name, item in inside.items() if contents(item))
 
 
 def _is_tensor(value):

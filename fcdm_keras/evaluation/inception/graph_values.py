@@ -26,22 +26,23 @@ def constant(node, graph):
     Raises:
         ValueError: it has another type than numbers, the wrong size, or numbers that are not finite.
     """
-    tensor = node.attr["value"].tensor
+    tensor, name = node.attr["value"].tensor, f"{graph}: constant {node.name!r}"
     if tensor.dtype not in TYPES:
-        raise ValueError(f"Constant {node.name!r} must hold numbers. Received: TensorFlow type {tensor.dtype}")
+        raise ValueError(f"{name} must hold numbers. Received: TensorFlow type {tensor.dtype}")
     dtype = TYPES[tensor.dtype]
     shape = tuple(dimension.size for dimension in tensor.tensor_shape.dim)
     size = math.prod(shape)
-    if tensor.tensor_content:
-        values = np.frombuffer(tensor.tensor_content, np.dtype(dtype).newbyteorder("<")).astype(dtype)
+    if content := tensor.tensor_content:
+        stored = np.dtype(dtype).newbyteorder("<")
+        values = np.frombuffer(content, stored, len(content) // stored.itemsize).astype(dtype)
     else:
         values = np.array(getattr(tensor, _FIELDS[dtype]), dtype)
         if 0 < len(values) < size <= REPEATED:  # the last value stands for all that follow
             values = np.append(values, np.full(size - len(values), values[-1]))
     if values.size != size:
-        raise ValueError(f"Constant {node.name!r} must hold {size} values of shape {shape}. Received: {values.size}")
+        raise ValueError(f"{name} must hold {size} values of shape {shape}. Received: {values.size}")
     if dtype.startswith("float"):
-        check_finite(f"{graph}: {node.name}", values)
+        check_finite(name, values)
     return values.reshape(shape)
 
 
