@@ -197,11 +197,11 @@ def test_autoencoders(vae, refused, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "images" / "a" / "1.png")
     flags = ["--vae", str(tmp_path / "nan"), "--image-size", "32", "--output", str(tmp_path / "store")]
     with pytest.raises(SystemExit, match="^error: .*quant_conv.bias is not finite"):
-        encode.main([str(tmp_path / "images"), *flags])
+        encode.main(["--source", str(tmp_path / "images"), *flags])
     assert not (tmp_path / "store").exists()
     vae_with(vae, tmp_path / "wide", block_out_channels=[65536, 65536])
     refused(KLAutoencoder.from_diffusers, tmp_path / "wide", r"asks for [\d,]+ numbers or more, and the weights")
-    vae_with(vae, tmp_path / "deep", layers_per_block=10**6)
+    vae_with(vae, tmp_path / "deep", layers_per_block=60_000)
     refused(KLAutoencoder.from_diffusers, tmp_path / "deep", r"asks for [\d,]+ numbers or more")
 
 
@@ -316,7 +316,7 @@ GRAPHS = {
     "a node of itself": (cycle, "refers to itself: y → y"),
     "a circle": (long_cycle, "refers to itself: .*first"),
     "10¹⁰ values": (huge, "must hold 10000000000 values"),
-    "NaN": (not_finite, "Const_1 is not finite: of 2 values, 1 are NaN"),
+    "NaN": (not_finite, "constant 'Const_1' is not finite: of 2 values, 1 are NaN"),
 }
 
 
@@ -337,9 +337,7 @@ def test_pictures_of_40_gb_and_bombs_are_unreadable(tmp_path):
     for name in ("sparse.png", "sparse.webp"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
         os.truncate(tmp_path / name, 40 * 2**30)
-        with pytest.raises(
-            UnreadableImageError, match=f"42,949,672,960 bytes; such a file has at most {LARGEST_FILE:,}"
-        ):
+        with pytest.raises(UnreadableImageError, match=f"has 42,949,672,960 bytes; .* at most {LARGEST_FILE:,}"):
             decode_image(tmp_path / name)
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with pytest.raises(UnreadableImageError, match="it has more than 178,956,970 pixels"):
@@ -360,8 +358,15 @@ def store(tmp_path):
         writer.finish()
         shard = json.loads((tmp_path / "shard-00000.json").read_text())
         facts = {"source": "x", "split": "train", "autoencoder": "v", "autoencoder_hash": "0", "scale": 1.0}
-        facts |= {"shift": 0.0, "image_size": 16, "latent_shape": [2, 2, 4], "flips": False, "class_names": ["a"]}
-        (tmp_path / "store.json").write_text(json.dumps({**facts, "num_images": 3, "shards": [shard]}))
+        facts |= {
+            "shift": 0.0,
+            "image_size": 16,
+            "latent_shape": [2, 2, 4],
+            "flips": False,
+            "class_names": ["a"],
+            "version": 1,
+        }
+        (tmp_path / "store.json").write_text(json.dumps({**facts, "num_images": 3, "shards": [shard], "version": 1}))
         return tmp_path
 
     return write
