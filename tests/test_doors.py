@@ -400,7 +400,7 @@ class Ragged(list):
         (torch.ones(3).to_sparse(), "a tensor of layout torch.sparse_coo"),
         (QUANTISED, "a tensor that is quantized"),
         (torch.ones(3, device="meta"), "a tensor that is meta"),
-        (torch.ones(3, dtype=torch.complex64), "Received: complex64"),
+        (torch.ones(3, dtype=torch.complex64), "a Tensor of torch.complex64"),
         (np.array([1, "a"]), "Received: <U"),
         (np.array([None]), "Received: object"),
         ([[1], [1, 2]], "of unequal parts"),

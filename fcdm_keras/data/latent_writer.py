@@ -207,11 +207,22 @@ def _decoded(source, start, stop, size):
     threads = min(16, os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         ahead = collections.deque()
-        for example in source.read(start, stop):
+        for example in _read(source, start, stop):
             ahead.append((example, pool.submit(example.cropped, size)))
             if len(ahead) > 8 * threads:
                 yield ahead.popleft()
         yield from ahead
+
+
+def _read(source, start, stop):
+    """The source's examples. Raises ValueError where it is gone, for an OSError means that the store is not written."""
+    try:
+        yield from source.read(start, stop)
+    except OSError as error:
+        raise ValueError(
+            f"{source.name} cannot be read any more ({error.strerror or error}). Finished shards are kept; bring it "
+            "back and run the same command again."
+        ) from None
 
 
 def _check_finite(arrays, key):

@@ -42,8 +42,7 @@ def on_host(value, name="Data"):
     """
     if value is None:
         return None
-    if form := _no_array(value):
-        raise ValueError(f"{name} must be a dense array of real numbers. Received: {form}; convert it first.")
+    check_dense(name, value)
     if hasattr(value, "detach"):  # PyTorch's, perhaps on another device
         value = value.detach().cpu()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
@@ -62,8 +61,14 @@ def on_host(value, name="Data"):
     return array
 
 
+def check_dense(name, value):
+    """Raises ValueError for a tensor of any engine that is sparse, ragged, quantised, complex, or without numbers."""
+    if form := _no_array(value):
+        raise ValueError(f"{name} must be a dense array of real numbers. Received: {form}; convert it first.")
+
+
 def _no_array(value):
-    """What a value is that has no dense numbers, as a phrase; `None` for all that may have."""
+    """What a value is that has no dense real numbers, as a phrase; `None` for all that may have."""
     layout = str(getattr(value, "layout", ""))
     if layout.startswith("torch.") and layout != "torch.strided":
         return f"a tensor of layout {layout}"
@@ -71,4 +76,6 @@ def _no_array(value):
         if getattr(value, mark, False) is True:
             return f"a tensor that {mark.replace('_', ' ')}"
     sparse = any(hasattr(value, name) for name in ("todense", "dense_shape", "row_splits"))  # of JAX, SciPy, TensorFlow
+    if "complex" in (dtype := str(getattr(value, "dtype", ""))):
+        return f"a {type(value).__name__} of {dtype}"
     return f"a {type(value).__name__}" if sparse else None

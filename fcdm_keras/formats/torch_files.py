@@ -68,7 +68,7 @@ class _Refused(Exception):
     """What a file holds that is not read, and why."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in Python: the one in C stumbles over some damaged files
     """Calls nothing but what `find_class` returns: functions that make tensors, and classes made for this one file."""
 
     def find_class(self, module, name):

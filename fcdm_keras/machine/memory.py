@@ -39,7 +39,9 @@ def size(count):
 
 def _of_system():
     known = re.search(r"^MemAvailable:\s*(\d+) kB$", _text("/proc/meminfo"), re.MULTILINE)
-    return int(known[1]) * 1024 if known else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if known:
+        return int(known[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _of_groups():
@@ -57,9 +59,9 @@ def _of_groups():
 
 
 def _of_process():
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     pages = _text("/proc/self/statm").split()
-    if limit != resource.RLIM_INFINITY:
+    if limit >= 0:  # −1 is none
         yield limit - (int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else 0)
 
 
