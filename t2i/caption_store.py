@@ -50,15 +50,16 @@ def write_captions(folder, captions, encoder):
     for number, own in enumerate(captions):
         if not _are_captions(own) or any(map(is_blank, own)):
             raise ValueError(f"Captions must be texts, at least one of each image. Received: {own!r} of image {number}")
+    captions = tuple(map(tuple, captions))
     texts = [caption for own in captions for caption in own] + [""]
     facts = {"encoder": encoder.identity(), "settings": encoder.settings(), "hash": captions_hash(texts)}
     if (folder / METADATA).exists():
-        _check_same(_read(folder / METADATA, _Captions), facts, encoder, folder / METADATA)
+        _check_same(_read(folder / METADATA, _Captions), facts, captions, encoder, folder / METADATA)
         return
     parts = folder / UNFINISHED
     parts.mkdir(exist_ok=True)
     if (parts / METADATA).exists():
-        _check_same(_read(parts / METADATA, _Facts), facts, encoder, parts)
+        _check_same(_read(parts / METADATA, _Facts), facts, captions, encoder, parts)
     else:
         write_atomically(parts / METADATA, json.dumps(facts) + "\n")
     files = [_part(encoder, texts, start, parts) for start in range(0, len(texts), PART)]
@@ -83,9 +84,9 @@ def _part(encoder, texts, start, folder):
     return file
 
 
-def _check_same(stored, facts, encoder, where):
+def _check_same(stored, facts, captions, encoder, where):
     check_same_encoder(to_builtins(stored.encoder), encoder, str(where))
-    if stored.hash != facts["hash"]:
+    if stored.hash != facts["hash"] or getattr(stored, "captions", captions) != captions:
         raise ValueError(f"{where} holds other captions than these: remove it to make them again.")
 
 

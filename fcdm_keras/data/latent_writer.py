@@ -137,6 +137,9 @@ class StoreEncoder:
         """What stands beside a shard; `None` where that, or the shard with all its bytes, is missing."""
         sidecar = self.folder / f"shard-{index:05d}.json"
         entry = read_json(sidecar, ShardEntry, _OTHER) if sidecar.exists() else None
+        count, most = entry and entry.images + len(entry.skipped), len(self._range(index))
+        if entry and count > most:
+            raise ValueError(f"{sidecar} tells of {count:,} images, and the shard has {most:,} at most; {_OTHER}.")
         shard = entry and self.folder / entry.file
         return entry if shard and shard.is_file() and shard.stat().st_size == entry.bytes else None
 

@@ -58,6 +58,22 @@ class _Backbone(msgspec.Struct):
     quantized: dict[str, tuple[str, ...]] = {}
 
 
+class _Part(msgspec.Struct):
+    """The configuration of an autoencoder or a conditioning module of ours."""
+
+    latent_channels: Width = 1
+    in_channels: Width = 1
+    downsampling_factor: Width = 1
+    layers_per_block: Width = 1
+    norm_num_groups: Width = 1
+    block_out_channels: tuple[Width, ...] = ()
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+    num_classes: Annotated[int, Meta(ge=1, le=10**6)] = 1
+    embedding_dim: Width = 1
+    widths: tuple[Width, ...] | None = None
+
+
 class _Task(msgspec.Struct):
     """The configuration of a task of ours."""
 
@@ -115,17 +131,25 @@ def _check_documents(folder):
     stored, file = read_object(folder / "config.json"), folder / "task.json"
     if _is_ours(stored):
         as_schema(stored["config"], _Backbone, f"The `config` in {folder / 'config.json'}")
+        _check_part(stored, "conditioning", folder / "config.json")
     if not file.exists():
         return
     task = read_object(file)
     if _is_ours(task):
         as_schema(task["config"], _Task, f"The `config` in {file}")
+        _check_part(task, "autoencoder", file)
         difference = _difference(task["config"]["backbone"], stored, "$")
         if difference:
             raise ValueError(
                 f"{file} and config.json beside it are of different backbones: {difference}; copy the whole preset "
                 "again."
             )
+
+
+def _check_part(content, name, file):
+    part = content["config"].get(name)
+    if part and _is_ours(part):
+        as_schema(part["config"], _Part, f"The {name} in {file}")
 
 
 def _is_ours(content):

@@ -23,7 +23,7 @@ HEADINGS = (
 SD_FACTOR, SD_SCALE = 8, TrainConfig.latent_scale  # of Stable Diffusion's autoencoder, the only one of this scale
 
 _CURE = "remove it, or write it again"
-_Score = bool | int | float | str | None
+_Score = bool | int | float | str | list[Any] | None
 
 
 class _Evaluation(msgspec.Struct):
@@ -38,7 +38,11 @@ class _Evaluation(msgspec.Struct):
 
 
 class _Identity(msgspec.Struct):
-    embedding_dim: Width | None = None
+    embedding_dim: Width
+
+
+class _Conditions(msgspec.Struct):
+    identity: _Identity
 
 
 class _Autoencoder(msgspec.Struct):
@@ -89,8 +93,8 @@ def read_run(folder):
             if set(SCORES) & content.keys():
                 as_schema(content, _Evaluation, file, _CURE)
                 run.evaluations[file.name] = content
-            if isinstance(content.get("identity"), dict):  # of what made the conditions
-                run.embedding_dim = as_schema(content["identity"], _Identity, file, _CURE).embedding_dim
+            if file.name == "text.json" or "identity" in content:  # of what made the conditions
+                run.embedding_dim = as_schema(content, _Conditions, file, _CURE).identity.embedding_dim
     return run
 
 

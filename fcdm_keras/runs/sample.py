@@ -129,7 +129,12 @@ def stored_settings(output):
     file = output / SETTINGS
     if file.exists():
         content = read_json(file, dict[str, Any], "give another --output")
-        as_schema(content, _Drawn, file, "give another --output")
+        drawn = as_schema(content, _Drawn, file, "give another --output")
+        if len(drawn.labels) != drawn.num_samples:
+            raise ValueError(
+                f"{file} contradicts itself: {len(drawn.labels):,} labels of {drawn.num_samples:,} samples; give "
+                "another --output."
+            )
         return content
     for other in sorted(output.iterdir()):
         picture = (mimetypes.guess_type(other.name)[0] or "").startswith("image/") and not other.name.startswith(".")

@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 SECONDS, MEMORY = 1.0, 2**30  # of CPU, and bytes, that a door may take
 _COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("ci", max_examples=100, derandomize=True, phases=[Phase.explicit, Phase.generate], **_COMMON)
+settings.register_profile("ci", max_examples=50, derandomize=True, phases=[Phase.explicit, Phase.generate], **_COMMON)
 settings.register_profile("long", max_examples=300, **_COMMON)
 
 
