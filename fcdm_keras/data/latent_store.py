@@ -22,6 +22,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from fcdm_keras.data.labels import check_labels
 from fcdm_keras.data.order import augmentation
 from fcdm_keras.data.store_metadata import METADATA, StoreMetadata, read_metadata  # noqa: F401  (for earlier users)
+from fcdm_keras.files import check_utf8
 from fcdm_keras.formats.numbers import check_finite
 
 _READ = 256  # images that are looked at together
@@ -66,6 +67,7 @@ class LatentStore:
     """
 
     def __init__(self, folder):
+        check_utf8("A latent store", folder)
         self.folder = Path(folder)
         self.metadata = read_metadata(folder)
         for shard in self.metadata.shards:

@@ -18,7 +18,7 @@ from fcdm_keras.data.labels import check_label
 from fcdm_keras.data.latent_store import checksum
 from fcdm_keras.data.store_metadata import METADATA, SETTINGS, ShardEntry, StoreMetadata, StoreSettings
 from fcdm_keras.data.transforms import UnreadableImageError
-from fcdm_keras.files import write_atomically
+from fcdm_keras.files import check_utf8, write_atomically
 from fcdm_keras.formats.documents import read_json
 from fcdm_keras.options import differences
 
@@ -64,6 +64,8 @@ class StoreEncoder:
                 f"The image size must be a multiple of {4 * factor}: the autoencoder reduces by {factor}, the network "
                 f"by 4. Received: {image_size}"
             )
+        check_utf8("A store's autoencoder", autoencoder_name)
+        check_utf8("A latent store", folder)
         self.folder = Path(folder)
         self.source = source
         self.batch_size = batch_size

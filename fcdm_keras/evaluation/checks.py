@@ -99,7 +99,8 @@ def check_memory(widths, chosen, counts=()):
             raise ValueError(
                 f"{', '.join(needing)} would take {memory.size(needed)} of memory for "
                 f"{what.format(max(needing.values()))} and what is computed of them. Received: "
-                f"{memory.size(available)} that are free; choose other --metrics, --features of fewer numbers, or smaller images."
+                f"{memory.size(available)} that are free; choose other --metrics, --features of fewer numbers, or "
+                "smaller images."
             )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fcdm_keras.files import is_utf8
 from fcdm_keras.formats import archives, regular
 from fcdm_keras.formats.numbers import check_finite, check_weights_type
 from fcdm_keras.formats.weight_index import read_parts
@@ -149,8 +150,9 @@ def read_torch_file(path):
 def _read_pickled(path):
     import torch
 
-    # Mapped into memory, so that the optimizer's state is never read. PyTorch takes the ending for the format.
-    mapped = zipfile.is_zipfile(path) and not str(path).endswith(".safetensors")
+    # Mapped into memory, so that the optimizer's state is never read. PyTorch takes the ending for the format, and maps
+    # files with names in UTF-8 only.
+    mapped = zipfile.is_zipfile(path) and not str(path).endswith(".safetensors") and is_utf8(path)
     if zipfile.is_zipfile(path):
         archives.check(path, "PyTorch checkpoint")
     with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):

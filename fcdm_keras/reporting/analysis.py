@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fcdm_keras import backend
 from fcdm_keras.data.embedded import load_digits
+from fcdm_keras.data.pictures import shown
 from fcdm_keras.diffusion import randomness
 from fcdm_keras.diffusion.gaussian import GaussianDiffusion
 from fcdm_keras.files import replacing
@@ -206,10 +207,10 @@ def curves(options):
         samples = load_samples(source, task, options)
         if options.analysis == "spectrum":
             bar = tqdm(timesteps, desc=source, unit="timestep", mininterval=0.2 if os.isatty(2) else 15)
-            yield source, (timesteps, spectral_energy(task.backbone, *samples, bar, **keywords))
+            yield shown(source), (timesteps, spectral_energy(task.backbone, *samples, bar, **keywords))
         else:
             for with_grn in (True, False):
-                name = f"{source}, {'with' if with_grn else 'without'} GRN"
+                name = f"{shown(source)}, {'with' if with_grn else 'without'} GRN"
                 values = channel_diversity(task.backbone, *samples, timesteps, with_grn=with_grn, **keywords)
                 yield name, (np.arange(1, len(values) + 1), values)
 
@@ -219,7 +220,7 @@ def write(options, found):
     folder = Path(options.output)
     x_label, y_label = LABELS[options.analysis]
     numbers, picture = (folder / f"{options.analysis}.{kind}" for kind in ("csv", "png"))
-    with replacing(numbers, "w", newline="") as file:
+    with replacing(numbers, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("model", x_label, y_label))
         writer.writerows((name, int(x), float(y)) for name, curve in found.items() for x, y in zip(*curve))
