@@ -18,6 +18,7 @@ from msgspec import to_builtins
 from fcdm_keras.files import replacing
 from fcdm_keras.formats.documents import Identifier, Name, Size, Struct, Width, parse_json, read_json
 from fcdm_keras.formats.npz import load_small
+from fcdm_keras.formats.numbers import check_finite
 
 _ERRORS = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError, "OSError": OSError}
 
@@ -161,7 +162,9 @@ class OpenCLIPTextEncoder:
                 f"{named}{', …' if len(truncated) > 3 else ''}.",
                 stacklevel=2,
             )
-        return np.concatenate(embeddings)
+        embeddings = np.concatenate(embeddings)
+        check_finite(f"An embedding by {self.model}", embeddings)
+        return embeddings
 
     def weights_hash(self):
         """A checksum of the tower's weights, hexadecimal."""
