@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import resource
 import struct
 import time
@@ -263,6 +264,15 @@ def test_presets_of_damaged_weights_are_refused(tmp_path):
     file.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match="^[^\n]*model.weights.h5 is no HDF5 file, or is damaged"):
         DiffusionBackbone.from_preset(tmp_path)
+    file.write_bytes(whole)
+    config = (tmp_path / "config.json").read_text()
+    for name, value in (("hidden_channels", 65_536), ("num_classes", 10**6), ("depths", [0, 0, 4096, 0, 0])):
+        changed = re.sub(rf'("{name}": )(\d+|\[[^]]*\])', rf"\g<1>{value}", config)
+        assert changed != config
+        (tmp_path / "config.json").write_text(changed)
+        with pytest.raises(ValueError, match=r"config.json asks for [\d,]+ numbers or more, and the weights beside it"):
+            DiffusionBackbone.from_preset(tmp_path)
+    (tmp_path / "config.json").write_text(config)
     assert DiffusionBackbone.from_preset(tmp_path, load_weights=False).hidden_channels == 8
 
 

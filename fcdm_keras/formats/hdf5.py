@@ -38,12 +38,15 @@ def one_line(error):
 
 
 def check_weights(file, name=None, finite=True):
-    """Raises ValueError, naming file and weight, unless a file of weights can be loaded.
+    """Looks through a file of weights before it is loaded.
 
     Args:
         file: path of an HDF5 file, or such a file opened for reading.
         name: what to call it in errors; default its path.
         finite: whether all floats must be finite.
+
+    Returns:
+        The numbers that it holds.
 
     Raises:
         ValueError: it is damaged, has links to elsewhere, arrays of which it stores no numbers, or numbers that are
@@ -55,13 +58,12 @@ def check_weights(file, name=None, finite=True):
         regular.size(file)
     try:
         with h5py.File(file, "r") as content:
-            for path, dataset in _datasets(content, "", name, set()):
-                _check(dataset, f"{name}: {path}", finite)
+            return sum(_checked(item, f"{name}: {path}", finite) for path, item in _datasets(content, "", name, set()))
     except _DAMAGE as error:
         raise ValueError(f"{name} is no HDF5 file, or is damaged ({one_line(error)}); copy it again.") from None
 
 
-def _check(dataset, where, finite):
+def _checked(dataset, where, finite):
     declared, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
     if declared > (stored if dataset.compression is None else max(_LARGE, _RATIO * stored)):
         raise ValueError(f"{where} declares {declared:,} bytes, and {stored:,} are stored; copy the file again.")
@@ -71,6 +73,7 @@ def _check(dataset, where, finite):
     if finite and (half or dataset.dtype.kind == "f"):
         values = dataset[()]
         check_finite(where, values.view(ml_dtypes.bfloat16) if half else values)
+    return dataset.size
 
 
 def _datasets(group, path, name, seen):

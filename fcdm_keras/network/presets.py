@@ -114,8 +114,8 @@ def reading(preset, weights=True):
     folder = Path(preset)
     if folder.is_dir():
         _check_documents(folder)
-        for file in sorted(folder.glob("*.weights.h5")) if weights else ():
-            check_weights(file)
+        if weights and (held := sum(map(check_weights, sorted(folder.glob("*.weights.h5"))))):
+            _check_costs(folder, held)
     try:
         yield
     except (KeyError, AttributeError, IndexError, RecursionError, ValueError) as error:
@@ -150,6 +150,30 @@ def _check_part(content, name, file):
     part = content["config"].get(name)
     if part and _is_ours(part):
         as_schema(part["config"], _Part, f"The {name} in {file}")
+
+
+def _check_costs(folder, held):
+    """Raises ValueError for documents of ours whose sizes ask for more numbers than the weights hold, `held`."""
+    for file in filter(Path.exists, (folder / "config.json", folder / "task.json")):
+        content = read_object(file)
+        needed = max(_costs(content["config"]), default=0) if _is_ours(content) else 0
+        if needed > held:
+            raise ValueError(
+                f"{file} asks for {needed:,} numbers or more, and the weights beside it hold {held:,}; copy the whole "
+                "preset again."
+            )
+
+
+def _costs(config, width=1):
+    """For each size in a configuration, and in its parts, how many numbers a model has for it, at the least."""
+    width = config.get("hidden_channels", width)
+    yield width**2 * max(1, sum(config.get("depths", ())))
+    yield width * config.get("num_classes", 1)
+    yield max(config.get("block_out_channels", ()), default=1) ** 2 * config.get("layers_per_block", 1)
+    yield config.get("embedding_dim", 1) ** 2
+    for part in config.values():
+        if isinstance(part, dict) and isinstance(part.get("config"), dict):
+            yield from _costs(part["config"], width)
 
 
 def _is_ours(content):
