@@ -22,6 +22,7 @@ from fcdm_keras.diffusion.gaussian import GaussianDiffusion
 from fcdm_keras.files import replacing
 from fcdm_keras.formats.documents import read_json
 from fcdm_keras.formats.npz import NpzArray, array_names, load_small
+from fcdm_keras.formats.numbers import check_finite
 from fcdm_keras.network.layers import GRN
 from fcdm_keras.runs.folder import CONFIG
 from fcdm_keras.runs.load import load_task
@@ -178,6 +179,7 @@ def _samples_of_file(options, task):
     if len(array) < options.num_samples:
         raise ValueError(f"{options.data} holds {len(array)} samples. Received: --num-samples {options.num_samples}")
     latents = next(array.batches(options.num_samples))
+    check_finite(str(array), latents)
     if array.dtype == np.uint8:
         parts = np.array_split(latents / np.float32(127.5) - np.float32(1), -(-len(latents) // options.batch_size))
         means = (task.autoencoder.encode(part)[0] for part in parts)
@@ -189,7 +191,7 @@ def _samples_of_file(options, task):
         )
     if "arr_1" not in array_names(options.data):
         return latents, ops.convert_to_numpy(task.backbone.conditioning.null(len(latents)))
-    labels = load_small(options.data, "arr_1")[: len(latents)]
+    labels = load_small(options.data, "arr_1", "iu")[: len(latents)]
     task.backbone.conditioning.check(labels)
     return latents, labels.astype(np.int32)
 
