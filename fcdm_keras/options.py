@@ -262,11 +262,17 @@ def reported(stopped="Stopped."):
 
 
 def to_json(settings):
-    """A settings object, or a dict, as JSON text; a NaN or infinite entry, which JSON has not, as null."""
+    """A settings object, or a dict, as JSON text; NaN and infinite numbers, which JSON has not, as null."""
     values = dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings
-    if isinstance(values, dict):
-        values = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
-    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+    return json.dumps(_without_nan(values), indent=2) + "\n"
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def changes(stored, now, free=()):

@@ -141,6 +141,8 @@ def test_damaged_files_are_refused(tmp_path, model_state):
     for content in contents:
         path.write_bytes(content)
         assert "truncated, damaged or not a PyTorch checkpoint" in message_of(path)
+    path.write_bytes(b'{"model": 1}')  # as an index of parts begins
+    assert "missing required field `weight_map`. Received: an object with" in message_of(path)
 
 
 @pytest.mark.no_backend
