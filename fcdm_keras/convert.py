@@ -6,8 +6,8 @@ A reference checkpoint is a dict with the state dicts `model` and `ema`, the opt
 Other PyTorch files and `.safetensors` that hold such a network are read too; nothing stored in them is executed.
 """
 
+from fcdm_keras.formats.torch_files import read_torch_file
 from fcdm_keras.network.reference import load_torch_checkpoint, save_torch_state_dict
-from fcdm_keras.network.torch_files import read_torch_file
 from fcdm_keras.options import command_parser, positive, reported
 
 __all__ = ["load_torch_checkpoint", "read_torch_file", "save_torch_state_dict"]

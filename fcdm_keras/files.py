@@ -123,6 +123,17 @@ def read_text(file, limit=LIMIT):
     return text
 
 
+def is_utf8(path):
+    """Whether a path, or another text, is one in UTF-8, as files of JSON hold them."""
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))
+
+
+def check_utf8(what, path):
+    """Raises ValueError for a path that another library, or a file of ours, cannot hold; `what` names it."""
+    if not is_utf8(path):
+        raise ValueError(f"{what} must have a path in UTF-8. Received: {str(path)!r}; rename it.")
+
+
 def read_lines(file):
     """The lines of such a text. They end where an editor ends them, and at no other separator of Unicode."""
     lines = re.split(r"\r\n|\r|\n", read_text(file))

@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from fcdm_keras import signals
-from fcdm_keras.files import write_atomically
+from fcdm_keras.files import is_utf8, write_atomically
 from fcdm_keras.formats.documents import CURE, as_schema, parse_json
 
 REQUIRED = dataclasses.MISSING  # in place of a default
@@ -79,6 +79,8 @@ def check(settings):
         value, rules = getattr(settings, field.name), field.metadata
         if field.type is float and not math.isfinite(value):
             raise ValueError(f"{field.name} must be finite. Received: {value}")
+        if isinstance(value, str) and not is_utf8(value):
+            raise ValueError(f"{field.name} must be text in UTF-8, as it is stored. Received: {value!r}; rename it")
         for holds, text in rules["checks"]:
             if not holds(value):
                 raise ValueError(f"{field.name} must {text}. Received: {value}")

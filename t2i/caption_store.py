@@ -23,6 +23,8 @@ from fcdm_keras.data.latent_store import StoreSource
 from fcdm_keras.data.order import augmentation
 from fcdm_keras.files import write_atomically
 from fcdm_keras.formats.documents import Identifier, Struct, read_json
+from fcdm_keras.formats.npz import NpzArray, load_small
+from fcdm_keras.formats.numbers import check_finite
 from t2i.captions import LIMIT, is_blank, is_text
 from t2i.text_encoder import Identity, Settings, captions_hash, check_same_encoder
 
@@ -64,7 +66,7 @@ def write_captions(folder, captions, encoder):
     unfinished = parts / EMBEDDINGS
     whole = np.lib.format.open_memmap(unfinished, "w+", np.float16, (len(texts), encoder.embedding_dim))
     for number, file in enumerate(files):
-        whole[number * PART : (number + 1) * PART] = np.load(file)
+        whole[number * PART : (number + 1) * PART] = load_small(file, kinds="f")
     whole.flush()
     del whole
     os.replace(unfinished, folder / EMBEDDINGS)
@@ -149,14 +151,14 @@ class CaptionStore:
         self.blank = count - len(self._rows)
         expected = (count + 1, self.encoder["embedding_dim"])
         try:
-            self._embeddings = np.load(self.folder / EMBEDDINGS, mmap_mode="r")
+            array = NpzArray(self.folder / EMBEDDINGS, kinds="f")
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.folder / EMBEDDINGS} is damaged ({error}): {_AGAIN}.") from None
-        if self._embeddings.shape != expected:
+        if array.shape != expected:
             raise ValueError(
-                f"{self.folder / EMBEDDINGS} must have the shape {expected}. "
-                f"Received: {self._embeddings.shape}; {_AGAIN}."
+                f"{self.folder / EMBEDDINGS} must have the shape {expected}. Received: {array.shape}; {_AGAIN}."
             )
+        self._embeddings = array.mapped()
 
     def __len__(self):
         return len(self.captions)
@@ -167,10 +169,13 @@ class CaptionStore:
     def read(self, images, numbers):
         """Embeddings of caption `numbers` `(B,)` of images `(B,)`, float32 `(B, D)`."""
         rows = self._rows[self._firsts[np.asarray(images)] + np.asarray(numbers)]
-        return self._embeddings[rows].astype(np.float32)
+        embeddings = self._embeddings[rows].astype(np.float32)
+        check_finite(f"{self.folder / EMBEDDINGS}", embeddings)
+        return embeddings
 
     def all_embeddings(self):
         """Those of all captions, float16 `(N, D)`."""
+        check_finite(f"{self.folder / EMBEDDINGS}", self._embeddings)
         return self._embeddings[self._rows] if self.blank else self._embeddings[:-1]
 
     def null_embedding(self):

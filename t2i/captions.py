@@ -4,6 +4,7 @@ Captions are strings with something to see in them. What is no text is refused, 
 be; blank ones are left out and counted.
 """
 
+import os
 import re
 from typing import Any
 
@@ -110,13 +111,21 @@ def _names(file, images):
     """The images' file names by their ids."""
     names = {}
     for image, name in images:
-        if not is_text(name) or not name:
+        if not _is_name(name):
             raise ValueError(f"{file}: image {image} has the file_name {shown(name)}; {EXPECTED}.")
         if names.setdefault(image, name) != name:
             raise ValueError(
                 f"{file} gives the id {image} to {names[image]} and to {name}: each image needs an id of its own."
             )
     return names
+
+
+def _is_name(name):
+    """Whether a text can be a file's name, of any bytes: those that are no UTF-8 are halves of characters in JSON."""
+    try:
+        return bool(name) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def _plain(image):

@@ -56,6 +56,9 @@ class TextTower:
         torch.manual_seed(seed)
         self.model = _created(model, pretrained).eval().requires_grad_(False)
         del self.model.visual
+        for name, weight in self.model.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise ValueError(f"{pretrained}: {name} is not finite; get the weights again.")
         self.model.to(self.device)
         self.tokenizer = open_clip.get_tokenizer(model)
         self.context_length = self.tokenizer.context_length

@@ -17,6 +17,8 @@ from msgspec import to_builtins
 
 from fcdm_keras.files import replacing
 from fcdm_keras.formats.documents import Identifier, Name, Size, Struct, Width, parse_json, read_json
+from fcdm_keras.formats.npz import load_small
+from fcdm_keras.formats.numbers import check_finite
 
 _ERRORS = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError, "OSError": OSError}
 
@@ -160,7 +162,9 @@ class OpenCLIPTextEncoder:
                 f"{named}{', …' if len(truncated) > 3 else ''}.",
                 stacklevel=2,
             )
-        return np.concatenate(embeddings)
+        embeddings = np.concatenate(embeddings)
+        check_finite(f"An embedding by {self.model}", embeddings)
+        return embeddings
 
     def weights_hash(self):
         """A checksum of the tower's weights, hexadecimal."""
@@ -253,11 +257,12 @@ def cached_embeddings(encoder, captions, path):
             np.savez(file, embeddings=embeddings, captions=checksum, encoder=json.dumps(encoder.identity()))
         return embeddings
     try:
-        with np.load(path) as arrays:
-            described, made_of = str(arrays["encoder"]), str(arrays["captions"])
-            embeddings = arrays["embeddings"]
-    except Exception as error:  # zipfile, zlib and NumPy each have their own
-        raise ValueError(f"The embeddings in {path} cannot be read ({error}): remove the file.") from None
+        described, made_of = (str(load_small(path, name, "U")) for name in ("encoder", "captions"))
+        embeddings = load_small(path, "embeddings", "f")
+    except ValueError as error:
+        raise ValueError(
+            f"The embeddings in {path} cannot be read ({str(error).rstrip('.')}): remove the file."
+        ) from None
     stored = parse_json(described, Identity, f"`encoder` of {path}", "remove the file")
     check_same_encoder(to_builtins(stored), encoder, f"The file of embeddings {path}")
     if made_of != checksum or embeddings.shape != (len(captions), encoder.embedding_dim):

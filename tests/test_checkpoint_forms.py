@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from test_convert import message_of
 
 from fcdm_keras.convert import main
+from fcdm_keras.formats.torch_files import check_finite
 from fcdm_keras.network.fcdm import FCDMBackbone
 from fcdm_keras.network.reference import load_torch_checkpoint
-from fcdm_keras.network.torch_files import check_finite
 from fcdm_keras.runs.load import load_backbone
 
 pytestmark = pytest.mark.no_backend

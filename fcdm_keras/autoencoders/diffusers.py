@@ -43,6 +43,7 @@ _BLOCKS = {  # without and with attention
     "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
     "up_block_types": ("UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
 }
+_MISSING = 2**22  # numbers that weights may lack, to be named one by one
 _SHOWN = 5  # names in an error
 
 
@@ -86,7 +87,9 @@ def read(source, revision, given, check_sizes):
     tensors = _renamed({name: read_tensor() for name, read_tensor in own.items()}, source)
     origin = path or files[0]
     if not foreign:
-        return tensors, _options(config, _DEFAULTS, given, origin, check_sizes)
+        options = _options(config, _DEFAULTS, given, origin, check_sizes)
+        _check_costs(options, tensors, origin)
+        return tensors, options
     sizes = latent_diffusion.sizes(tensors, source)
     defaults = {**_DEFAULTS, **sizes, "out_channels": sizes["in_channels"]}
     known = latent_diffusion.factors(stored, source)
@@ -246,6 +249,15 @@ def _options(config, defaults, given, path, check_sizes):
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return options
+
+
+def _check_costs(options, tensors, path):
+    """Raises ValueError for sizes whose networks have far more numbers, at the least, than the tensors."""
+    widths, layers = options["block_out_channels"], options["layers_per_block"]
+    ends = widths[0] * options["in_channels"] + widths[-1] * options["latent_channels"]
+    needed, held = 9 * (2 * layers * sum(w * w for w in widths) + ends), sum(map(np.size, tensors.values()))
+    if needed > 2 * held + _MISSING:
+        raise ValueError(f"{path} asks for {needed:,} numbers or more, and the weights beside it hold {held:,}.")
 
 
 def _attention(types, name, levels, path):

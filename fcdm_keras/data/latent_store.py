@@ -22,6 +22,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from fcdm_keras.data.labels import check_labels
 from fcdm_keras.data.order import augmentation
 from fcdm_keras.data.store_metadata import METADATA, StoreMetadata, read_metadata  # noqa: F401  (for earlier users)
+from fcdm_keras.files import check_utf8
+from fcdm_keras.formats.numbers import check_finite
+
+_READ = 256  # images that are looked at together
 
 
 class _ShardFile(NamedTuple):
@@ -63,6 +67,7 @@ class LatentStore:
     """
 
     def __init__(self, folder):
+        check_utf8("A latent store", folder)
         self.folder = Path(folder)
         self.metadata = read_metadata(folder)
         for shard in self.metadata.shards:
@@ -100,12 +105,23 @@ class LatentStore:
             raise ValueError(f"{self.folder} holds no flipped images: it was encoded with --no-flips.")
         try:
             encoded = self._records.__getitems__(records.tolist())
-        except RuntimeError as error:
+            means, stds, labels, keys = unpack_records(encoded, self.metadata.latent_shape)
+        except (RuntimeError, ValueError, OSError, IndexError) as error:
             raise ValueError(
                 f"{self.folder} is damaged ({str(error).partition(';')[0]}); `python -m fcdm_keras.encode --verify "
                 f"{self.folder}` tells which shards are."
             ) from None
-        return unpack_records(encoded, self.metadata.latent_shape)
+        for key, *posterior in zip(keys, means, stds):
+            check_finite(f"{self.folder}: the latent of {key}", np.stack(posterior))
+        return means, stds, labels, keys
+
+    def check_numbers(self):
+        """Raises ValueError for the first latent of all that is not finite, or whose label is of no class."""
+        for flipped in {False, self.metadata.flips}:
+            for start in range(0, len(self), _READ):
+                images = np.arange(start, min(start + _READ, len(self)))
+                *_, labels, keys = self.read(images, np.full(len(images), flipped))
+                check_labels(labels, keys, self.metadata.num_classes, f"The latent store {self.folder}")
 
     def damaged_shards(self):
         """Compares every shard with its checksum. Returns the files that do not match."""
@@ -161,11 +177,15 @@ class StoreSource:
 
 
 def unpack_records(records, latent_shape):
-    """Means, stds, labels and keys of a list of records, see above."""
+    """Means, stds, labels and keys of a list of records, see above. Raises ValueError for one that is too short."""
     size = 2 * int(np.prod(latent_shape))
     numbers = np.stack([np.frombuffer(record, "<f2", size) for record in records]).reshape(-1, 2, *latent_shape)
     labels = np.array([np.frombuffer(record, "<i4", 1, 2 * size)[0] for record in records], np.int32)
-    return numbers[:, 0], numbers[:, 1], labels, [record[2 * size + 4 :].decode() for record in records]
+    return numbers[:, 0], numbers[:, 1], labels, [_text(record[2 * size + 4 :]) for record in records]
+
+
+def _text(key):
+    return key.decode(errors="backslashreplace")
 
 
 def checksum(path):

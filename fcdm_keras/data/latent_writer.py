@@ -18,7 +18,7 @@ from fcdm_keras.data.labels import check_label
 from fcdm_keras.data.latent_store import checksum
 from fcdm_keras.data.store_metadata import METADATA, SETTINGS, ShardEntry, StoreMetadata, StoreSettings
 from fcdm_keras.data.transforms import UnreadableImageError
-from fcdm_keras.files import write_atomically
+from fcdm_keras.files import check_utf8, write_atomically
 from fcdm_keras.formats.documents import read_json
 from fcdm_keras.options import differences
 
@@ -64,6 +64,8 @@ class StoreEncoder:
                 f"The image size must be a multiple of {4 * factor}: the autoencoder reduces by {factor}, the network "
                 f"by 4. Received: {image_size}"
             )
+        check_utf8("A store's autoencoder", autoencoder_name)
+        check_utf8("A latent store", folder)
         self.folder = Path(folder)
         self.source = source
         self.batch_size = batch_size
@@ -210,11 +212,22 @@ def _decoded(source, start, stop, size):
     threads = min(16, os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         ahead = collections.deque()
-        for example in source.read(start, stop):
+        for example in _read(source, start, stop):
             ahead.append((example, pool.submit(example.cropped, size)))
             if len(ahead) > 8 * threads:
                 yield ahead.popleft()
         yield from ahead
+
+
+def _read(source, start, stop):
+    """The source's examples. Raises ValueError where it is gone, for an OSError means that the store is not written."""
+    try:
+        yield from source.read(start, stop)
+    except OSError as error:
+        raise ValueError(
+            f"{source.name} cannot be read any more ({error.strerror or error}). Finished shards are kept; bring it "
+            "back and run the same command again."
+        ) from None
 
 
 def _check_finite(arrays, key):

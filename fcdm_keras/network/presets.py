@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from fcdm_keras import files
 from fcdm_keras.formats.documents import Count, Name, Size, Width, as_schema, read_json, shown
+from fcdm_keras.formats.hdf5 import check_weights, one_line
 
 # What KerasHub writes (checked: 0.32.0), and what repositories of presets have beside it.
 _PARTS = re.compile(
@@ -104,8 +105,8 @@ def read_object(file):
 
 
 @contextlib.contextmanager
-def reading(preset):
-    """A context in which a preset is loaded, whose documents are checked first, where it is a folder here.
+def reading(preset, weights=True):
+    """A context in which a preset is loaded, whose documents, and `weights`, are checked first, where it is a folder.
 
     Raises:
         ValueError: a document is damaged, they contradict each other, or Keras cannot make the objects of them.
@@ -113,11 +114,14 @@ def reading(preset):
     folder = Path(preset)
     if folder.is_dir():
         _check_documents(folder)
+        if weights and (held := sum(map(check_weights, sorted(folder.glob("*.weights.h5"))))):
+            _check_costs(folder, held)
     try:
         yield
-    except (KeyError, AttributeError, IndexError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise ValueError(f"The preset {preset} describes no model that Keras can make ({reason[:200]}).") from None
+    except (KeyError, AttributeError, IndexError, RecursionError, ValueError) as error:
+        if type(error) is ValueError and "\n" not in str(error):
+            raise
+        raise ValueError(f"The preset {preset} holds no model that Keras can make ({one_line(error)}).") from None
 
 
 def _check_documents(folder):
@@ -146,6 +150,30 @@ def _check_part(content, name, file):
     part = content["config"].get(name)
     if part and _is_ours(part):
         as_schema(part["config"], _Part, f"The {name} in {file}")
+
+
+def _check_costs(folder, held):
+    """Raises ValueError for documents of ours whose sizes ask for more numbers than the weights hold, `held`."""
+    for file in filter(Path.exists, (folder / "config.json", folder / "task.json")):
+        content = read_object(file)
+        needed = max(_costs(content["config"]), default=0) if _is_ours(content) else 0
+        if needed > held:
+            raise ValueError(
+                f"{file} asks for {needed:,} numbers or more, and the weights beside it hold {held:,}; copy the whole "
+                "preset again."
+            )
+
+
+def _costs(config, width=1):
+    """For each size in a configuration, and in its parts, how many numbers a model has for it, at the least."""
+    width = config.get("hidden_channels", width)
+    yield width**2 * max(1, sum(config.get("depths", ())))
+    yield width * config.get("num_classes", 1)
+    yield max(config.get("block_out_channels", ()), default=1) ** 2 * config.get("layers_per_block", 1)
+    yield config.get("embedding_dim", 1) ** 2
+    for part in config.values():
+        if isinstance(part, dict) and isinstance(part.get("config"), dict):
+            yield from _costs(part["config"], width)
 
 
 def _is_ours(content):

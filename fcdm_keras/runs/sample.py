@@ -12,6 +12,7 @@ import msgspec
 from tqdm import tqdm
 
 from fcdm_keras import distribution, options
+from fcdm_keras.data.pictures import shown
 from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.formats.documents import Count, as_schema, read_json
 from fcdm_keras.runs.load import load_task
@@ -72,7 +73,8 @@ def draw(flags, output, opener):
     if request.describe():
         distribution.say(request.describe())
     files = writers(flags, output, request)
-    own = distribution.share(missing(files, request, output, {**vars(flags), **decisive}))
+    names = {"source": shown(flags.source), "output": shown(flags.output)}
+    own = distribution.share(missing(files, request, output, {**vars(flags), **names, **decisive}))
     interval = 0.2 if os.isatty(2) else 15
     with tqdm(total=len(own), desc="sampling", unit="batch", mininterval=interval) as bar:
         for first, drawn in request.batches(own):

@@ -219,7 +219,7 @@ class ImageTask(ReplacedWhole, keras_hub.models.Task, metaclass=Independent):
         Raises:
             ValueError: it is a backbone's preset, and neither is given.
         """
-        with reading(preset):
+        with reading(preset, load_weights):
             task = super().from_preset(str(preset), load_weights, **kwargs)
         if not task._is_stored and not kwargs.keys() & {"autoencoder", "image_size"}:
             raise ValueError(

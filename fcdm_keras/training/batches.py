@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from fcdm_keras import backend, distribution
+from fcdm_keras.formats.numbers import on_host
 from fcdm_keras.training import checks
 
 
@@ -49,7 +50,7 @@ class Batches:
 
     def checked(self, data):
         """A batch, or a whole data set, as NumPy arrays that fit the trainer."""
-        batch = {name: checks.on_host(value) for name, value in self.named(data).items()}
+        batch = {name: on_host(value, name) for name, value in self.named(data).items()}
         checks.check_sizes(batch)
         self.trainer.check_batch(batch)
         module = self.trainer.conditioning
