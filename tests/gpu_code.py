@@ -38,16 +38,13 @@ def main():
     parser.add_argument("capabilities", type=int, nargs="+", help="of the GPUs: 80 is an A100, 90 an H100")
     parser.add_argument("--widths", type=int, nargs="+", choices=WIDTHS, default=list(WIDTHS))
     options = parser.parse_args()
-    path = Path(__file__).parents[1] / "fcdm_keras" / "kernels" / "gpu" / "source.py"
-    spec = importlib.util.spec_from_file_location("source", path)
-    source = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(source)
+    modules = [loaded(name) for name in ("convolution", "pointwise")]
     found = {}
     for capability in options.capabilities:
         for width in options.widths:
             side = WIDTHS[width]
             for name, (constants, numbers) in KERNELS.items():
-                kernel = getattr(source, name)
+                kernel = next(getattr(module, name) for module in modules if hasattr(module, name))
                 sizes = {"C": width, "D": width, "N": 3 * width, "CHANNELS": width, "H": side, "W": side}
                 sizes |= {"ROWS": 2 if width <= 1024 else 1, "BM": 4096 // width, **constants}
                 warps = {"depthwise": min(width * sizes["ROWS"] // 128, 16), "contract": 4}.get(name, 8)
@@ -55,6 +52,15 @@ def main():
                 used = {n: sizes[n] for n in kernel.arg_names if n in sizes and n not in numbers}
                 found[f"{name} {width} sm_{capability}"] = content(kernel, used, warps, capability)
     print(json.dumps(found, indent=1))
+
+
+def loaded(name):
+    """A module of the kernels, without the package, which would import Keras."""
+    path = Path(__file__).parents[1] / "fcdm_keras" / "kernels" / "gpu" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def content(kernel, constants, warps, capability):

@@ -141,6 +141,8 @@ def test_engines_are_imported_in_their_places_only():
         "fcdm_keras.network.reference": {"torch"},
         "fcdm_keras.network.export": {"torch"},
         "fcdm_keras.kernels.jax_primitives": {"jax"},
+        "fcdm_keras.kernels.gpu.jax_residual": {"jax"},
+        **{f"fcdm_keras.kernels.gpu.{name}_{e}": {e} for name in ("on", "devices") for e in ("jax", "torch")},
         "fcdm_keras.data.tfds_sources": {"tensorflow_datasets"},
         "fcdm_keras.formats.torch_files": {"torch"},
         "t2i.open_clip_worker": {"torch", "open_clip"},  # a program of its own

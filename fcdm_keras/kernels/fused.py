@@ -15,6 +15,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from fcdm_keras.kernels.gpu import block
+from fcdm_keras.kernels.gpu.plain import PlainKernels
+
 SWITCH = "FCDM_KERAS_FUSED"
 TOLERANCE = 3e-2  # relative error, a few roundings to bfloat16
 _DTYPES = ("bfloat16", "float16")
@@ -42,6 +45,9 @@ def _engine():
     devices = importlib.import_module(f"fcdm_keras.kernels.gpu.devices_{backend}")
     if not devices.found():
         return None
+    if "tensorflow" in sys.modules and "triton" not in sys.modules:
+        _say("TensorFlow was imported before Triton, which would end the process: import fcdm_keras first")
+        return None
     try:
         return importlib.import_module(f"fcdm_keras.kernels.gpu.on_{backend}")
     except ImportError as error:
@@ -64,9 +70,6 @@ def _right():
 
 def _compare():
     """Relative errors of the output and of each gradient of a small block."""
-    from fcdm_keras.kernels.gpu import block
-    from fcdm_keras.kernels.gpu.plain import PlainKernels
-
     arguments, upstream = example(2, 8, 64)
     results = []
     for kernels in (_engine().kernels, PlainKernels()):

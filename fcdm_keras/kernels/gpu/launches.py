@@ -1,8 +1,8 @@
-"""How the kernels of `source` are launched: grids, tiles, outputs. The engines' files say how a launch is made."""
+"""How the kernels of `convolution` and `pointwise` are launched: grids, tiles, outputs. The engines' files say how a launch is made."""
 
 import math
 
-from fcdm_keras.kernels.gpu import source
+from fcdm_keras.kernels.gpu import convolution, pointwise
 
 
 class TritonKernels:
@@ -40,7 +40,7 @@ class TritonKernels:
         rows, tile, warps = depthwise_tile(height, width, wide, constants["NORM"])
         constants |= {"H": height, "W": width, "C": channels, "CHANNELS": wide, "ROWS": rows, "TILE": tile}
         grid = (-(-width // tile), batch * -(-height // rows))
-        return self.call(source.depthwise, inputs, outputs, grid, {}, constants | {"K": inputs[1].shape[0]}, warps)
+        return self.call(convolution.depthwise, inputs, outputs, grid, {}, constants | {"K": inputs[1].shape[0]}, warps)
 
     def depthwise_kernel_gradient(self, x, gradient, size):
         """Gradient to the taps, float32 `(size, size, C)`."""
@@ -50,7 +50,7 @@ class TritonKernels:
         lines = max(1, batch * height * columns // 1024)  # enough programs for every processor, and few sums to add
         parts = -(-batch * height // lines)
         (sums,) = self.call(
-            source.depthwise_kernel_gradient,
+            convolution.depthwise_kernel_gradient,
             (x, gradient),
             [((parts, size, size, channels), "float32")],
             (columns, parts),
@@ -62,7 +62,7 @@ class TritonKernels:
 
     def activate(self, u, rows):
         """`gelu(u)`, and the column sums of its squares."""
-        g, parts = self._tiled(source.activate, (u,), [(tuple(u.shape), u.dtype)], 1, rows, False)
+        g, parts = self._tiled(pointwise.activate, (u,), [(tuple(u.shape), u.dtype)], 1, rows, False)
         return g, parts[:, 0]
 
     def contract(self, g, gain, kernel, bias, gate, x, rows, save):
@@ -75,7 +75,7 @@ class TritonKernels:
         tile = math.gcd(rows, 128)
         columns = math.gcd(d, 128 if tile == 128 else 256)
         return self.call(
-            source.contract,
+            pointwise.contract,
             (g, gain, kernel, bias, gate, x),
             [((m, d) if save else (1,), x.dtype), ((m, d), x.dtype)],
             (m // tile * (d // columns),),
@@ -87,12 +87,12 @@ class TritonKernels:
     def gate_gradient(self, gradient, z, gate, rows):
         """Gradient to `z` given that to `x + gate · z`, and column sums of gradient · z, and of the gradient."""
         outputs = [(tuple(z.shape), z.dtype)]
-        dz, parts = self._tiled(source.gate_gradient, (gradient, z, gate), outputs, 2, rows, True)
+        dz, parts = self._tiled(pointwise.gate_gradient, (gradient, z, gate), outputs, 2, rows, True)
         return dz, parts[:, 0], parts[:, 1]
 
     def gain_gradient(self, gradient, u, rows):
         """Column sums of gradient · gelu(u)."""
-        return self._tiled(source.gain_gradient, (gradient, u), [], 1, rows, False)[0][:, 0]
+        return self._tiled(pointwise.gain_gradient, (gradient, u), [], 1, rows, False)[0][:, 0]
 
     def activation_gradient(self, gradient, u, gain, slope, rows):
         """Gradient to u, given that to `v = gelu(u) · gain` and `slope · gelu(u)` beside it; v; and du's column sums.
@@ -100,7 +100,7 @@ class TritonKernels:
         `gain` and `slope` `(B, N)` float32.
         """
         outputs = [(tuple(u.shape), u.dtype)] * 2
-        du, v, parts = self._tiled(source.activation_gradient, (gradient, u, gain, slope), outputs, 1, rows, True)
+        du, v, parts = self._tiled(pointwise.activation_gradient, (gradient, u, gain, slope), outputs, 1, rows, True)
         return du, v, parts[:, 0]
 
     def norm_gradient(self, gradient, y, scale, rows):
@@ -109,7 +109,7 @@ class TritonKernels:
         pixels, wide = math.gcd(rows, 64), _power_of_two(channels)
         height = min(pixels, max(1, 4096 // wide))
         dy, parts = self.call(
-            source.norm_gradient,
+            pointwise.norm_gradient,
             (gradient, y, scale),
             [((m, channels), y.dtype), ((m // pixels, 3, channels), "float32")],
             (m // pixels,),
@@ -130,7 +130,7 @@ class TritonKernels:
             [*outputs, ((m // height, sums, n), "float32")],
             (m // height, n // width),
             {"ROWS": rows} if images else {},
-            {"D" if kernel is source.gate_gradient else "N": n, "BM": height, "BN": width},
+            {"D" if kernel is pointwise.gate_gradient else "N": n, "BM": height, "BN": width},
             8 if height * width >= 8192 else 4,
         )
         return *results, parts.reshape((m // rows, rows // height, sums, n)).sum(1)
