@@ -1,4 +1,7 @@
-"""How the kernels of `convolution` and `pointwise` are launched: grids, tiles, outputs. The engines' files say how a launch is made."""
+"""How the kernels of `convolution` and `pointwise` are launched: grids, tiles, outputs.
+
+What a launch is on an engine, the engines' files say.
+"""
 
 import math
 
