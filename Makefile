@@ -3,8 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 KERAS_BACKEND ?= jax
 WORKERS ?= 3
 BIN := .venv/bin
+# What a GPU of this machine needs beside all else.
+CUDA = $(if $(shell nvidia-smi --list-gpus 2>/dev/null),$(COMMA)jax-cuda)
+COMMA := ,
 
-.PHONY: train test test-quick test-latest lint test-jax test-torch test-tensorflow fuzz
+.PHONY: train test test-quick test-latest test-gpu lint test-jax test-torch test-tensorflow fuzz
 
 train: .venv/installed
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python train_imagenet.py
@@ -35,11 +38,16 @@ SECONDS ?= 60
 fuzz: .venv/installed
 	KERAS_BACKEND=torch $(BIN)/python tests/fuzz/fuzz_frame.py --seconds $(SECONDS)
 
+# On a machine with an NVIDIA GPU: the fused kernels, on JAX and PyTorch.
+test-gpu: .venv/installed
+	KERAS_BACKEND=torch $(BIN)/python -m pytest tests/gpu_tests.py
+	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/gpu_tests.py
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev$(CUDA)]"
 	touch $@
