@@ -20,10 +20,10 @@ _NAME, _PATH = 255, 4095  # bytes of a file's name and of a path on Linux
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends the program with one short sentence. Abbreviations of options are no options."""
+    """Ends the program with one short sentence."""
 
     def __init__(self, **options):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else list(args)
@@ -81,13 +81,9 @@ def word(text):
 
 def maybe(text):
     """As `word`, or empty, which is none."""
-    if (
-        text
-        and not text.strip()
-        or "\0" in text
-        or len(data := os.fsencode(text)) > _PATH
-        or max(map(len, data.split(b"/"))) > _NAME
-    ):
+    data = os.fsencode(text)
+    fits = len(data) <= _PATH and max(map(len, data.split(b"/"))) <= _NAME and b"\0" not in data
+    if not fits or text and not text.strip():
         raise argparse.ArgumentTypeError(
             f"must be a name or path of at most {_PATH} bytes, {_NAME} between slashes. Received: {shown(text)}"
         )

@@ -232,9 +232,9 @@ def check_used(parser, given, names, why):
             parser.error(f"{flag(name)} has no effect: {why}; leave it out.")
 
 
-def command_parser(module, description):
+def command_parser(module, description, **options):
     """The argument parser of the command `python -m <module>`, whose help is the module's docstring."""
-    return arguments.Parser(prog=f"python -m {module}", description=description)
+    return arguments.Parser(prog=f"python -m {module}", description=description, **options)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from fcdm_keras.runs.shared import if_alone, if_one_of_several
 
 
 def parse(arguments=None):
-    parser = command_parser("fcdm_keras.train_vae", __doc__)
+    parser = command_parser("fcdm_keras.train_vae", __doc__, allow_abbrev=False)
     add_flags(parser, VAEConfig, show_defaults=True)
     parser.add_argument("--output", type=word, required=True, help="folder of the run")
     add_device_flags(parser)

@@ -40,7 +40,7 @@ class TrainCommand:
 
     def _parse(self, arguments):
         """As `parse`, and the settings that flags gave."""
-        parser = Parser(description=self.description)
+        parser = Parser(description=self.description, allow_abbrev=False)
         options.add_recipe_flags(parser, self.recipes, self.default)
         options.add_device_flags(parser, model_parallel=True)
         parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
