@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """As in argparse; of long words the beginning, and what a terminal would not show as it is written."""
+        message = re.sub(r"^argument (\S+): (?=must )", r"\1 ", message)
         message = re.sub(r"\S{500,}", lambda long: f"{long[0][:_SHOWN]}… ({len(long[0]):,} characters)", message)
         super().error("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message))
 

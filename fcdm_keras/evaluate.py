@@ -18,25 +18,33 @@ on subsets of 1000 images, kid_std in the JSON.
 from pathlib import Path
 
 from fcdm_keras.arguments import given, integer, listed, shown, word
-from fcdm_keras.evaluation import TITLES
+from fcdm_keras.evaluation import TITLES, is_model
 from fcdm_keras.options import add_device_flags, check_used, command_parser, flag, reported
 from fcdm_keras.sampling.flags import add_request_flags, check_request_flags
 
 # Options that say how a model draws; --batch-size is also that of a latent store's images, which are decoded.
-DRAWING = [
-    "classes",
-    "label_order",
-    "num_sampling_steps",
-    "sampler",
-    "eta",
-    "cfg_scale",
-    "cfg_channels",
-    "image_size",
-    "seed",
-]
+GUIDANCE = ["cfg_scale", "cfg_channels"]
+DRAWING = ["classes", "label_order", "num_sampling_steps", "sampler", "eta", *GUIDANCE, "image_size", "seed"]
 
 
 def parse(arguments=None):
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    check_request_flags(parser, options)
+    if bool(options.reference) == bool(options.write_reference):
+        parser.error("give either --reference, to score SAMPLES, or --write-reference, to make a reference of them.")
+    _check_used(parser, options, given(parser.parse_args, arguments))
+    options.metrics = _metrics(parser, options.metrics)
+    for name in ("json", "write_reference"):
+        path = getattr(options, name)
+        if path and not Path(path).absolute().parent.is_dir():
+            parser.error(f"{flag(name)} {path}: there is no folder {Path(path).absolute().parent}.")
+        if path and Path(path).is_dir():
+            parser.error(f"{flag(name)} {path}: that is a folder, and a file is to be written.")
+    return options
+
+
+def _parser():
     parser = command_parser("fcdm_keras.evaluate", __doc__)
     parser.add_argument(
         "samples",
@@ -70,19 +78,7 @@ def parse(arguments=None):
     drawing = parser.add_argument_group("when a model draws the images")
     add_request_flags(drawing, num_samples=None)
     add_device_flags(parser, processes=False)
-    options = parser.parse_args(arguments)
-    check_request_flags(parser, options)
-    if bool(options.reference) == bool(options.write_reference):
-        parser.error("give either --reference, to score SAMPLES, or --write-reference, to make a reference of them.")
-    _check_used(parser, options, given(parser.parse_args, arguments))
-    options.metrics = _metrics(parser, options.metrics)
-    for name in ("json", "write_reference"):
-        path = getattr(options, name)
-        if path and not Path(path).absolute().parent.is_dir():
-            parser.error(f"{flag(name)} {path}: there is no folder {Path(path).absolute().parent}.")
-        if path and Path(path).is_dir():
-            parser.error(f"{flag(name)} {path}: that is a folder, and a file is to be written.")
-    return options
+    return parser
 
 
 def _check_used(parser, options, named):
@@ -93,9 +89,8 @@ def _check_used(parser, options, named):
         check_used(parser, named, ["metrics", "json"], "--write-reference scores nothing")
     else:
         check_used(parser, named, ["reference_images"], "it is for --write-reference")
-    samples = Path(options.samples)
-    if samples.is_file() or (samples / "store.json").is_file():  # what else is no model, its content says
-        check_used(parser, named, DRAWING, f"nothing is drawn, the images are in {samples}")
+    if not is_model(options.samples):
+        check_used(parser, named, DRAWING, f"nothing is drawn, the images are in {options.samples}")
 
 
 def _metrics(parser, text):

@@ -42,7 +42,7 @@ MODEL_SIZES = {
 SAMPLERS = ("ddpm", "ddim")  # the names in `fcdm_keras.diffusion.samplers.SAMPLERS`
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SEED_CHECKS = (at_least(0), below(2**64, "2**64"))
-STEPS = between(1, 10**9 - 1)  # checkpoints have nine digits in their names
+STEPS = (at_least(1), below(10**9, "10**9: checkpoints have nine digits in their names"))
 IN_FLOAT32 = below(LARGEST, "3.4e38, the largest number of float32")
 
 
@@ -55,7 +55,7 @@ class TrainConfig:
     model: str = setting(REQUIRED, "model size: " + ", ".join(MODEL_SIZES), choices=MODEL_SIZES)
     image_size: int = setting(REQUIRED, "side of the images, pixels", between(4, SIDE))
     num_classes: int = setting(REQUIRED, "number of classes; default the latent store's", between(1, 10**6))
-    steps: int = changeable(REQUIRED, "optimizer steps in all", STEPS)
+    steps: int = changeable(REQUIRED, "optimizer steps in all", *STEPS)
     latent_channels: int = setting(4, "channels of the latents", between(1, SIDE))
     latent_scale: float = setting(
         0.18215,
@@ -161,7 +161,7 @@ class VAEConfig:
     )
     latent_channels: int = setting(4, "channels of the latents", between(1, SIDE))
     norm_num_groups: int = setting(8, "groups of the norms; divides every width", between(1, SIDE))
-    steps: int = changeable(1000, "optimizer steps in all", STEPS)
+    steps: int = changeable(1000, "optimizer steps in all", *STEPS)
     batch_size: int = setting(16, "crops per step", between(1, COUNTED))
     accumulation_steps: int = changeable(
         1, "micro-batches per step, to save memory; divides the batch size", at_least(1)

@@ -70,7 +70,6 @@ def check_request_flags(parser, options):
     """Ends the program for options without effect, and for images that would not be written."""
     if options.eta is not None and options.sampler != "ddim":
         parser.error(f"--eta has no effect: the sampler {options.sampler} takes none, ddim does; leave it out.")
-    options.eta = options.eta or 0.0
     if options.cfg_scale == 1 and options.cfg_channels != "all":
         parser.error("--cfg-channels has no effect: --cfg-scale is 1, which is no guidance; leave it out.")
     if not getattr(options, "png", True) and not options.npz:

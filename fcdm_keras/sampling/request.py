@@ -57,7 +57,7 @@ class Request:
             "guidance_scale": options.cfg_scale,
             "seed": options.seed,
             "sampler": options.sampler,
-            "eta": options.eta,
+            "eta": options.eta or 0.0,
             "guidance_channels": options.cfg_channels,
             "batch_size": self._batch_size,
             "image_size": options.image_size,
