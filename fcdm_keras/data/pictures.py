@@ -91,6 +91,7 @@ def _opened(source):
         raise UnreadableImageError(f"it has more than {LARGEST:,} pixels; make it smaller") from None
     except Exception as error:  # Pillow raises many kinds, down to SyntaxError and struct.error
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = reason.replace(f"{source} ", "it ", 1).removesuffix(".")
         raise UnreadableImageError(reason or type(error).__name__) from None
 
 

@@ -2,7 +2,14 @@
 
 import numpy as np
 
-_KINDS = {"f": "floating-point numbers", "i": "integers", "u": "integers", "b": "true or false", "U": "text"}
+_KINDS = {
+    "f": "floating-point numbers",
+    "i": "integers",
+    "u": "integers",
+    "b": "true or false",
+    "U": "text",
+    "V": "bfloat16",
+}
 FLOATS = ("float16", "bfloat16", "float32", "float64")  # types of weights
 _REPEATED = 2**30  # bytes that an array which repeats its numbers may stand for
 _PART = 2**24  # numbers that are looked at together
