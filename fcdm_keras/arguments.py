@@ -1,4 +1,4 @@
-"""What the values of flags may be: types for argparse, each of which refuses other text in one sentence.
+"""What values may be: types for the flags of argparse, and checks of the same kinds for arguments of Python.
 
 Every flag of every command has one of these types, or one of the declared checks of a setting
 (`fcdm_keras.options.setting`): what lies out of range ends a command before anything is imported, read or made.
@@ -6,6 +6,7 @@ Every flag of every command has one of these types, or one of the declared check
 
 import argparse
 import math
+import numbers
 import os
 import re
 import sys
@@ -110,6 +111,43 @@ def shown(text):
     return ascii(text) if len(text) <= _SHOWN else f"{ascii(text[:_SHOWN])}… ({len(text):,} characters)"
 
 
+def check_integer(what, value, lowest=1, highest=COUNTED):
+    """The value as an int. Raises ValueError, which begins with `what`, unless it is an integer in [lowest, highest].
+
+    Integers of NumPy are integers; `True`, `2.0` and `"2"` are none.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= value <= highest:
+        kind = "a positive integer" if lowest == 1 else f"an integer of at least {lowest}"
+        if isinstance(value, numbers.Integral) and value > highest or highest < COUNTED:
+            kind = f"an integer in [{lowest}, {highest}]"
+        raise ValueError(f"{what} must be {kind}. Received: {_brief(value)}")
+    return int(value)
+
+
+def check_number(what, value, lowest=0, highest=LARGEST, text=None):
+    """The value as a float. Raises ValueError, as `check_integer` does, unless it is a number in [lowest, highest].
+
+    `text` says in other words what it must do. A scalar array or tensor on the host is a number too.
+    """
+    number = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not lowest <= number <= highest:
+        bound = f"be finite and at least {lowest}" if highest == LARGEST else f"lie in [{lowest}, {highest}]"
+        raise ValueError(f"{what} must {text or bound}. Received: {_brief(value)}")
+    return float(number)
+
+
+def check_share(what, value):
+    """As `check_number`, of numbers in [0, 1)."""
+    return check_number(what, value, 0, math.nextafter(1, 0), "lie in [0, 1)")
+
+
+def check_bool(what, value):
+    """Raises ValueError unless the value is `True` or `False`; NumPy's are."""
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool_", "bool"):
+        raise ValueError(f"{what} must be True or False. Received: {_brief(value)}")
+    return bool(value)
+
+
 def given(parse, arguments):
     """The names of the options that a command line gives a value, whether or not it is the default.
 
@@ -121,6 +159,10 @@ def given(parse, arguments):
     names = vars(parse(arguments, argparse.Namespace()))
     values = vars(parse(arguments, argparse.Namespace(**dict.fromkeys(names, unset))))
     return {name for name, value in values.items() if value is not unset}
+
+
+def _brief(value):
+    return f"{value!r}"[:200]
 
 
 def _read(kind, text, what):
