@@ -117,9 +117,9 @@ def check_integer(what, value, lowest=1, highest=COUNTED):
     Integers of NumPy are integers; `True`, `2.0` and `"2"` are none.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= value <= highest:
-        kind = "a positive integer" if lowest == 1 else f"an integer of at least {lowest}"
-        if isinstance(value, numbers.Integral) and value > highest or highest < COUNTED:
-            kind = f"an integer in [{lowest}, {highest}]"
+        large = highest >= SIDE and not (isinstance(value, numbers.Integral) and value > highest)
+        least = "a positive integer" if lowest == 1 else f"an integer of at least {lowest}"
+        kind = least if large else f"an integer in [{lowest}, {highest}]"
         raise ValueError(f"{what} must be {kind}. Received: {_brief(value)}")
     return int(value)
 

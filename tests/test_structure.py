@@ -180,7 +180,7 @@ def test_samplers_and_scores_see_no_network():
         mathematics = module.startswith("fcdm_keras.diffusion")
         if mathematics or module.removeprefix("fcdm_keras.evaluation.") in scores:
             own = {package(name) for name in imported(module) if name in FILES}
-            assert own <= {"diffusion", "evaluation", "backend", "recipes", "formats", None}, (module, own)
+            assert own <= {"arguments", "diffusion", "evaluation", "backend", "recipes", "formats", None}, (module, own)
     assert not {"fcdm_keras.diffusion.objectives"} & set(imported("fcdm_keras.diffusion.samplers"))
 
 

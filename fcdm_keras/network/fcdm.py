@@ -211,7 +211,7 @@ def _checked_depths(depths):
     whole = isinstance(depths, tuple) and all(isinstance(d, int) and not isinstance(d, bool) for d in depths)
     if not whole or len(depths) != 5 or min(depths) < 0 or max(depths) > 1000:
         raise ValueError(
-            "depths must be 5 integers in [0, 1000] (encoder 1, encoder 2, middle, decoder 2, decoder 1). "
+            "depths must be 5 non-negative integers up to 1000 (encoder 1, encoder 2, middle, decoder 2, decoder 1). "
             f"Received: {depths}"
         )
     return depths

@@ -44,15 +44,12 @@ class DrawOptions:
         check_integer("batch_size", self.batch_size)
         if check_number("eta", self.eta, 0, 1) and not taken(sampler, eta=self.eta):
             raise ValueError(f"eta={self.eta} has no effect: the sampler {sampler} takes none; leave it out.")
-        for name, given in (("null_conditions", self.null_conditions is not None), ("guidance_channels", self.partly)):
+        unguided = {"Negative prompts (null_conditions) have": self.null_conditions is not None}
+        unguided["guidance_channels has"] = self.guidance_channels != "all"
+        for what, given in unguided.items():
             if given and scale == 1:
-                raise ValueError(f"{name} has no effect: guidance_scale is 1, which is no guidance; leave it out.")
+                raise ValueError(f"{what} no effect: guidance_scale is 1, which is no guidance; leave it out.")
         return scale
-
-    @property
-    def partly(self):
-        """Whether some channels only are guided."""
-        return self.guidance_channels != "all"
 
     def check_indices(self, count):
         """Raises ValueError unless `count` images from `first_index` on have numbers in int32."""
