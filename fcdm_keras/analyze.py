@@ -13,29 +13,29 @@ images (uint8, N×H×W×C) or latents (float), and arr_1, if it is there, their 
 
 from pathlib import Path
 
-from fcdm_keras.options import check_at_least, command_parser, reported
+from fcdm_keras.arguments import integer, word
+from fcdm_keras.options import command_parser, reported
 
 
 def parse(arguments=None):
     parser = command_parser("fcdm_keras.analyze", __doc__)
     parser.add_argument("analysis", choices=("spectrum", "activations"))
-    parser.add_argument("sources", nargs="+", metavar="MODEL", help="run folder, preset folder, hf://… or kaggle://…")
-    parser.add_argument("--data", metavar="FILE", help=".npz file of samples; default held-out digits")
-    parser.add_argument("--num-samples", type=int, default=128, help="samples, the first of the data (default 128)")
+    parser.add_argument(
+        "sources", type=word, nargs="+", metavar="MODEL", help="run folder, preset folder, hf://… or kaggle://…"
+    )
+    parser.add_argument("--data", type=word, metavar="FILE", help=".npz file of samples; default held-out digits")
+    samples = {"type": integer(1), "default": 128}
+    parser.add_argument("--num-samples", **samples, help="samples, the first of the data (default 128)")
     parser.add_argument(
         "--num-timesteps",
-        type=int,
-        default=None,
+        type=integer(1, 1000),
         help="timesteps, evenly spaced over 0 to 999 (default: all 1000 for spectrum, 10 for activations)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="samples computed at once (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
-    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--batch-size", type=integer(1), default=64, help="samples computed at once (default 64)")
+    parser.add_argument("--seed", type=integer(0, 2**64 - 1), default=0, help="seed of the noise (default 0)")
+    parser.add_argument("--output", type=word, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     options.num_timesteps = options.num_timesteps or {"spectrum": 1000, "activations": 10}[options.analysis]
-    check_at_least(parser, options, 1, "num_samples", "batch_size")
-    if not 1 <= options.num_timesteps <= 1000:
-        parser.error(f"--num-timesteps must lie in [1, 1000]. Received: {options.num_timesteps}")
     if options.data and not Path(options.data).is_file():
         parser.error(f"--data {options.data}: there is no such file.")
     return options

@@ -10,49 +10,58 @@ know nothing of each other do so with --num-processes and --process-index, each 
 
 import argparse
 
-from fcdm_keras.options import add_device_flags, check_at_least, command_parser, reported
+from fcdm_keras.arguments import SIDE, given, integer, word
+from fcdm_keras.options import add_device_flags, check_used, command_parser, reported
 
 
 def parse(arguments=None):
     parser = command_parser("fcdm_keras.encode", __doc__)
     add_flags(parser, "folder of class folders, TFDS name such as imagenet2012, or photos")
     for what in ("label", "image"):
-        parser.add_argument(f"--{what}-feature", help=f"which feature of a TFDS set is the {what}; default as declared")
-    options = parser.parse_args(arguments)
-    check_flags(parser, options)
-    return options
+        parser.add_argument(
+            f"--{what}-feature", type=word, help=f"which feature of a TFDS set is the {what}; default as declared"
+        )
+    return check_flags(parser, arguments)
 
 
 def add_flags(parser, sources):
     """Adds the flags of this command to an argument parser; `sources` says what --source may be."""
-    parser.add_argument("--source", help=sources)
-    parser.add_argument("--split", default="train", help="split of the source (default train)")
-    parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
-    parser.add_argument("--vae", help="autoencoder: folder or Hub id in diffusers' form")
-    parser.add_argument("--image-size", type=int, default=256, help="side of the centre crop, pixels (default 256)")
-    parser.add_argument("--output", help="folder of the latent store")
+    parser.add_argument("--source", type=word, help=sources)
+    parser.add_argument("--split", type=word, default="train", help="split of the source (default train)")
+    parser.add_argument("--data-dir", type=word, help="folder of TensorFlow Datasets")
+    parser.add_argument("--vae", type=word, help="autoencoder: folder or Hub id in diffusers' form")
+    side = {"type": integer(1, SIDE), "default": 256}
+    parser.add_argument("--image-size", **side, help="side of the centre crop, pixels (default 256)")
+    parser.add_argument("--output", type=word, help="folder of the latent store")
     parser.add_argument(
         "--flips", action=argparse.BooleanOptionalAction, default=True, help="also encode mirror images (default)"
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="images encoded at once (default 32)")
-    parser.add_argument("--shard-size", type=int, default=16384, help="images of the source per shard (default 16384)")
-    parser.add_argument("--max-unreadable", type=int, default=100, help="unreadable images to pass over (default 100)")
-    parser.add_argument("--num-processes", type=int, default=1, help="processes that share the work (default 1)")
-    parser.add_argument("--process-index", type=int, default=0, help="which of them this is (default 0)")
-    parser.add_argument("--verify", metavar="STORE", help="check a store's checksums and stop")
+    for flag, lowest, default, text in (
+        ("batch-size", 1, 32, "images encoded at once"),
+        ("shard-size", 1, 16384, "images of the source per shard"),
+        ("max-unreadable", 0, 100, "unreadable images to pass over"),
+        ("num-processes", 1, 1, "processes that share the work"),
+        ("process-index", 0, 0, "which of them this is"),
+    ):
+        parser.add_argument(f"--{flag}", type=integer(lowest), default=default, help=f"{text} (default {default})")
+    parser.add_argument("--verify", type=word, metavar="STORE", help="check a store's checksums and stop")
     add_device_flags(parser)
 
 
-def check_flags(parser, options):
-    """Ends the program for flags that make no sense."""
-    if options.verify is None:
+def check_flags(parser, arguments):
+    """Parses. Ends the program for flags that make no sense."""
+    options, named = parser.parse_args(arguments), given(parser.parse_args, arguments)
+    if options.verify is not None:
+        check_used(
+            parser, named, [n for n in vars(options) if n != "verify"], "--verify checks a store, and makes none"
+        )
+    else:
         for name in ("source", "vae", "output"):
             if getattr(options, name) is None:
                 parser.error(f"--{name} is needed (or --verify STORE).")
-    check_at_least(parser, options, 1, "image_size", "batch_size", "shard_size", "num_processes")
-    check_at_least(parser, options, 0, "max_unreadable")
     if not 0 <= options.process_index < options.num_processes:
         parser.error(f"--process-index must lie in [0, {options.num_processes - 1}]. Received: {options.process_index}")
+    return options
 
 
 def main(arguments=None):

@@ -17,39 +17,23 @@ on subsets of 1000 images, kid_std in the JSON.
 
 from pathlib import Path
 
-from fcdm_keras.evaluation import TITLES
-from fcdm_keras.options import add_device_flags, check_at_least, command_parser, flag, reported
+from fcdm_keras.arguments import given, integer, listed, shown, word
+from fcdm_keras.evaluation import TITLES, is_model
+from fcdm_keras.options import add_device_flags, check_used, command_parser, flag, reported
 from fcdm_keras.sampling.flags import add_request_flags, check_request_flags
+
+# Options that say how a model draws; --batch-size is also that of a latent store's images, which are decoded.
+GUIDANCE = ["cfg_scale", "cfg_channels"]
+DRAWING = ["classes", "label_order", "num_sampling_steps", "sampler", "eta", *GUIDANCE, "image_size", "seed"]
 
 
 def parse(arguments=None):
-    parser = command_parser("fcdm_keras.evaluate", __doc__)
-    parser.add_argument(
-        "samples",
-        help=".npz or .npy file, folder of images, latent store, run folder, preset folder, hf://… or kaggle://…",
-    )
-    parser.add_argument("--reference", metavar="REF", help=".npz file with arr_0, mu, sigma, mu_s, sigma_s, or images")
-    parser.add_argument("--json", metavar="FILE", help="write the scores to this file")
-    parser.add_argument("--metrics", help=f"some of {','.join(TITLES)}; default all that the features allow")
-    parser.add_argument(
-        "--features",
-        default="inception",
-        help="inception, dinov2, dinov2:PRESET, pixels or a .keras model that takes 0 to 255 (default inception)",
-    )
-    parser.add_argument("--inception", metavar="GRAPH", help="classify_image_graph_def.pb; default downloads it")
-    parser.add_argument("--features-batch-size", type=int, default=64, help="images per network call (default 64)")
-    parser.add_argument("--write-reference", metavar="REF", help="write a reference file of SAMPLES instead of scoring")
-    parser.add_argument(
-        "--reference-images", type=int, default=10_000, help="images kept in it, evenly spaced (default 10000)"
-    )
-    drawing = parser.add_argument_group("when a model draws the images")
-    add_request_flags(drawing, num_samples=None)
-    add_device_flags(parser, processes=False)
+    parser = _parser()
     options = parser.parse_args(arguments)
     check_request_flags(parser, options)
-    check_at_least(parser, options, 1, "features_batch_size", "reference_images")
     if bool(options.reference) == bool(options.write_reference):
         parser.error("give either --reference, to score SAMPLES, or --write-reference, to make a reference of them.")
+    _check_used(parser, options, given(parser.parse_args, arguments))
     options.metrics = _metrics(parser, options.metrics)
     for name in ("json", "write_reference"):
         path = getattr(options, name)
@@ -60,13 +44,62 @@ def parse(arguments=None):
     return options
 
 
+def _parser():
+    parser = command_parser("fcdm_keras.evaluate", __doc__)
+    parser.add_argument(
+        "samples",
+        type=word,
+        help=".npz or .npy file, folder of images, latent store, run folder, preset folder, hf://… or kaggle://…",
+    )
+    parser.add_argument(
+        "--reference", type=word, metavar="REF", help=".npz file with arr_0, mu, sigma, mu_s, sigma_s, or images"
+    )
+    parser.add_argument("--json", type=word, metavar="FILE", help="write the scores to this file")
+    parser.add_argument(
+        "--metrics", type=listed, help=f"some of {','.join(TITLES)}; default all that the features allow"
+    )
+    parser.add_argument(
+        "--features",
+        type=word,
+        default="inception",
+        help="inception, dinov2, dinov2:PRESET, pixels or a .keras model that takes 0 to 255 (default inception)",
+    )
+    parser.add_argument(
+        "--inception", type=word, metavar="GRAPH", help="classify_image_graph_def.pb; default downloads it"
+    )
+    parser.add_argument(
+        "--features-batch-size", type=integer(1), default=64, help="images per network call (default 64)"
+    )
+    text = "write a reference file of SAMPLES instead of scoring"
+    parser.add_argument("--write-reference", type=word, metavar="REF", help=text)
+    parser.add_argument(
+        "--reference-images", type=integer(1), default=10_000, help="images kept in it, evenly spaced (default 10000)"
+    )
+    drawing = parser.add_argument_group("when a model draws the images")
+    add_request_flags(drawing, num_samples=None)
+    add_device_flags(parser, processes=False)
+    return parser
+
+
+def _check_used(parser, options, named):
+    """Ends the program for options without effect."""
+    if options.features != "inception":
+        check_used(parser, named, ["inception"], f"--features {options.features} are not Inception's")
+    if options.write_reference:
+        check_used(parser, named, ["metrics", "json"], "--write-reference scores nothing")
+    else:
+        check_used(parser, named, ["reference_images"], "it is for --write-reference")
+    if not is_model(options.samples):
+        check_used(parser, named, DRAWING, f"nothing is drawn, the images are in {options.samples}")
+
+
 def _metrics(parser, text):
     """Names of metrics in the order of the suite; capitals, and blanks around or inside them, do not matter."""
     if text is None:
         return None
     chosen = {"_".join(name.lower().split()) for name in text.split(",")} - {""}
-    if not chosen or not chosen <= TITLES.keys():
-        parser.error(f"--metrics must be some of {','.join(TITLES)}. Received: {text!r}")
+    if not chosen <= TITLES.keys():
+        parser.error(f"--metrics must be some of {','.join(TITLES)}. Received: {shown(text)}")
     return [metric for metric in TITLES if metric in chosen]
 
 

@@ -5,9 +5,8 @@
 GMACs are what the paper calls FLOPs (G), see `fcdm_keras.network.costs`. Nothing heavy is imported.
 """
 
-import argparse
-
 from fcdm_keras.network.costs import count
+from fcdm_keras.options import command_parser
 from fcdm_keras.recipes import MODEL_SIZES
 
 
@@ -29,11 +28,8 @@ def rows():
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m fcdm_keras.model_table",
-        description="Parameters and GMACs of FCDM-S, -B, -L and -XL, recomputed, beside the paper's figures.",
-    )
-    parser.parse_args(arguments)
+    text = "Parameters and GMACs of FCDM-S, -B, -L and -XL, recomputed, beside the paper's figures."
+    command_parser("fcdm_keras.model_table", text).parse_args(arguments)
     print("1000 classes, 4 latent channels. GMACs are the paper's FLOPs (G); in brackets, the paper's figure.\n")
     print("model       C  depths         parameters    GMACs 256 px    GMACs 512 px  GFLOPs 256 px")
     for row in rows():

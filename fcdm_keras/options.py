@@ -15,12 +15,13 @@ import shlex
 import sys
 from typing import Any
 
-from fcdm_keras import signals
+from fcdm_keras import arguments, signals
 from fcdm_keras.files import is_utf8, write_atomically
 from fcdm_keras.formats.documents import CURE, as_schema, parse_json
 
 REQUIRED = dataclasses.MISSING  # in place of a default
 WIDTHS = tuple[int, ...]  # the type of a field whose flag is such as 16,32,64
+_TYPES = {int: arguments.whole, float: arguments.real, str: arguments.maybe, WIDTHS: arguments.widths}
 ASKED = "asked"  # in place of whether a field may change: if its flag is given
 
 
@@ -73,12 +74,19 @@ def between(lowest, highest):
     return (lambda value: lowest <= value <= highest, f"lie in [{lowest}, {highest}]")
 
 
+def filled():
+    """A check: a name, not empty."""
+    return (lambda value: value.strip() != "", "not be empty")
+
+
 def check(settings):
     """Raises ValueError, in one sentence, for a field whose value its declaration rules out."""
     for field in dataclasses.fields(settings):
         value, rules = getattr(settings, field.name), field.metadata
         if field.type is float and not math.isfinite(value):
             raise ValueError(f"{field.name} must be finite. Received: {value}")
+        if field.type is int and not -(2**63) <= value < 2**64:  # what JSON holds everywhere
+            raise ValueError(f"{field.name} must be an integer of 64 bits. Received: {value}")
         if isinstance(value, str) and not is_utf8(value):
             raise ValueError(f"{field.name} must be text in UTF-8, as it is stored. Received: {value!r}; rename it")
         for holds, text in rules["checks"]:
@@ -130,8 +138,7 @@ def add_flags(parser, settings_class, show_defaults=False):
         if field.type is bool:
             parser.add_argument(flag(field.name), action=argparse.BooleanOptionalAction, **options)
         else:
-            kind = integers if field.type == WIDTHS else field.type
-            parser.add_argument(flag(field.name), type=kind, choices=field.metadata["choices"], **options)
+            parser.add_argument(flag(field.name), type=_TYPES[field.type], choices=field.metadata["choices"], **options)
 
 
 def given(options, settings_class):
@@ -186,24 +193,6 @@ def from_json(text, settings_class, others=False, where="This is no configuratio
     return settings
 
 
-def integers(text):
-    """`"16,32,64"` → `(16, 32, 64)`, for argparse."""
-    try:
-        values = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if not values or min(values) < 1:
-        raise argparse.ArgumentTypeError(f"expected positive widths such as 16,32,64. Received: {text!r}")
-    return values
-
-
-def positive(text):
-    """`"3"` → 3, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer. Received: {text!r}")
-    return int(text)
-
-
 def add_device_flags(parser, model_parallel=False, processes=True):
     """Adds the flags that say which devices a command uses to an argument parser.
 
@@ -212,15 +201,21 @@ def add_device_flags(parser, model_parallel=False, processes=True):
         model_parallel: whether the command can cut one model over several devices.
         processes: whether it can run as several processes.
     """
-    group = parser.add_argument_group("devices")
-    group.add_argument("--devices", type=positive, default=None, help="devices to use; default all that are visible")
+    group, count = parser.add_argument_group("devices"), arguments.integer(1)
+    group.add_argument("--devices", type=count, default=None, help="devices to use; default all that are visible")
     if model_parallel:
         group.add_argument(
-            "--model-parallel", type=positive, default=1, help="devices that share one copy of the model (JAX)"
+            "--model-parallel",
+            type=count,
+            default=1,
+            help="devices that share one copy of the model (JAX)",
         )
     if processes:
         group.add_argument(
-            "--connect-timeout", type=positive, default=50, help="seconds to wait for the job's other processes (50)"
+            "--connect-timeout",
+            type=count,
+            default=50,
+            help="seconds to wait for the job's other processes (50)",
         )
 
 
@@ -230,22 +225,16 @@ def device_options(options):
     return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
-def check_at_least(parser, options, lowest, *names):
-    """Ends the program for the first of these options, where given, that is below `lowest`."""
+def check_used(parser, given, names, why):
+    """Ends the program for the first of the options `names` that was given: it has no effect, and `why` says why."""
     for name in names:
-        value = getattr(options, name)
-        if value is not None and value < lowest:
-            parser.error(f"{flag(name)} must be at least {lowest}. Received: {value}")
+        if name in given:
+            parser.error(f"{flag(name)} has no effect: {why}; leave it out.")
 
 
 def command_parser(module, description, **options):
     """The argument parser of the command `python -m <module>`, whose help is the module's docstring."""
-    return argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        **options,
-    )
+    return arguments.Parser(prog=f"python -m {module}", description=description, **options)
 
 
 @contextlib.contextmanager

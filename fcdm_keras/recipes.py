@@ -3,7 +3,19 @@
 import dataclasses
 
 from fcdm_keras import options
-from fcdm_keras.options import REQUIRED, above, adjustable, at_least, below, between, changeable, setting, share
+from fcdm_keras.arguments import COUNTED, LARGEST, SIDE
+from fcdm_keras.options import (
+    REQUIRED,
+    above,
+    adjustable,
+    at_least,
+    below,
+    between,
+    changeable,
+    filled,
+    setting,
+    share,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +42,8 @@ MODEL_SIZES = {
 SAMPLERS = ("ddpm", "ddim")  # the names in `fcdm_keras.diffusion.samplers.SAMPLERS`
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SEED_CHECKS = (at_least(0), below(2**64, "2**64"))
+STEPS = (at_least(1), below(10**9, "10**9: checkpoints have nine digits in their names"))
+IN_FLOAT32 = below(LARGEST, "3.4e38, the largest number of float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +51,17 @@ class TrainConfig:
     """Everything that decides a training run. Defaults are the paper's (table 7)."""
 
     recipe: str = setting()
-    dataset: str = setting(REQUIRED, "data set")
+    dataset: str = setting(REQUIRED, "data set", filled())
     model: str = setting(REQUIRED, "model size: " + ", ".join(MODEL_SIZES), choices=MODEL_SIZES)
-    image_size: int = setting(REQUIRED, "side of the images, pixels", between(4, 65_536))
+    image_size: int = setting(REQUIRED, "side of the images, pixels", between(4, SIDE))
     num_classes: int = setting(REQUIRED, "number of classes; default the latent store's", between(1, 10**6))
-    steps: int = changeable(REQUIRED, "optimizer steps in all", at_least(1))
-    latent_channels: int = setting(4, "channels of the latents", between(1, 65_536))
+    steps: int = changeable(REQUIRED, "optimizer steps in all", *STEPS)
+    latent_channels: int = setting(4, "channels of the latents", between(1, SIDE))
     latent_scale: float = setting(
         0.18215,
         "factor from the autoencoder's latents to what is diffused, which the store must have; 0 is any",
         at_least(0),
+        IN_FLOAT32,
     )
     latents: str = changeable("", "latent store, made by `python -m fcdm_keras.encode`")
     source: str = changeable(
@@ -63,18 +78,22 @@ class TrainConfig:
     sample_posterior: bool = setting(
         True, "draw latents from the autoencoder's posterior anew at each read; else its mean"
     )
-    data_workers: int = changeable(0, "processes that read training data; 0 reads in this one", at_least(0))
+    data_workers: int = changeable(0, "processes that read training data; 0 reads in this one", between(0, 1024))
     init_from: str = setting("", "start from the weights of a preset, run or reference checkpoint (.pt)")
     lora_rank: int = setting(
-        0, "train adapters of this rank and the conditioning, the rest as in --init-from; 0 trains all", at_least(0)
+        0,
+        "train adapters of this rank and the conditioning, the rest as in --init-from; 0 trains all",
+        between(0, SIDE),
     )
-    global_batch_size: int = setting(256, "images per optimizer step, over all devices and micro-batches", at_least(1))
+    global_batch_size: int = setting(
+        256, "images per optimizer step, over all devices and micro-batches", between(1, COUNTED)
+    )
     accumulation_steps: int = changeable(
         1, "micro-batches per optimizer step; divides the global batch size", at_least(1)
     )
-    learning_rate: float = adjustable(1e-4, "constant step size of AdamW", above(0))
-    weight_decay: float = adjustable(0.0, "AdamW's weight decay", at_least(0))
-    clip_norm: float = adjustable(0.0, "clip the gradients to this global norm; 0 is off", at_least(0))
+    learning_rate: float = adjustable(1e-4, "constant step size of AdamW", above(0), IN_FLOAT32)
+    weight_decay: float = adjustable(0.0, "AdamW's weight decay", at_least(0), IN_FLOAT32)
+    clip_norm: float = adjustable(0.0, "clip the gradients to this global norm; 0 is off", at_least(0), IN_FLOAT32)
     ema_decay: float = setting(0.9999, "decay of the weights' moving average, per step", share())
     ema_warmup: bool = setting(False, "let the decay rise from 0.1 at the start")
     label_dropout: float = setting(0.1, "share of samples trained without label, for guidance", share())
@@ -91,12 +110,12 @@ class TrainConfig:
     eval_every: int = changeable(
         0, "steps between scores of images drawn from the EMA weights; 0 is never", at_least(0)
     )
-    num_eval_samples: int = changeable(200, "images drawn for these scores", at_least(4))
+    num_eval_samples: int = changeable(200, "images drawn for these scores", between(4, COUNTED))
     eval_reference: str = changeable(
         "", "reference that they are compared with (not for digits), see `python -m fcdm_keras.evaluate`"
     )
     eval_features: str = changeable(
-        "inception", "features of these scores: inception, dinov2, pixels or a .keras model"
+        "inception", "features of these scores: inception, dinov2, pixels or a .keras model", filled()
     )
     inception: str = changeable("", "classify_image_graph_def.pb; default downloads it")
     ckpt_every: int = changeable(10_000, "steps between checkpoints", at_least(1))
@@ -106,8 +125,8 @@ class TrainConfig:
     )
     sampler: str = changeable("ddpm", "ddpm or ddim", choices=SAMPLERS)
     num_sampling_steps: int = changeable(250, "sampling steps, 1 to 1000", between(1, 1000))
-    cfg_scale: float = changeable(1.5, "guidance scale on all channels; 1 is none", at_least(0))
-    results_dir: str = changeable("runs", "folder of run folders; the run is in RESULTS_DIR/RECIPE")
+    cfg_scale: float = changeable(1.5, "guidance scale on all channels; 1 is none", at_least(0), IN_FLOAT32)
+    results_dir: str = changeable("runs", "folder of run folders; the run is in RESULTS_DIR/RECIPE", filled())
 
     def check(self):
         """Raises ValueError, in one sentence, for values that cannot be trained with."""
@@ -125,30 +144,32 @@ class TrainConfig:
 class VAEConfig:
     """Everything that decides a training run of `python -m fcdm_keras.train_vae`."""
 
-    source: str = setting("photos", "folder of images, or photos (three photographs that ship inside packages)")
+    source: str = setting(
+        "photos", "folder of images, or photos (three photographs that ship inside packages)", filled()
+    )
     image_size: int = setting(
-        32, "side of the random crops, pixels; images of any size can be encoded later", at_least(1)
+        32, "side of the random crops, pixels; images of any size can be encoded later", between(1, SIDE)
     )
     resize: int = setting(
-        0, "reduce images whose shorter side is longer than this to it; 0 keeps them as they are", at_least(0)
+        0, "reduce images whose shorter side is longer than this to it; 0 keeps them as they are", between(0, SIDE)
     )
     block_out_channels: tuple[int, ...] = setting(
         (16, 32, 64), "widths of the levels, such as 16,32,64; each but the last halves"
     )
     layers_per_block: int = setting(
-        1, "residual blocks per level of the encoder; the decoder has one more", at_least(1)
+        1, "residual blocks per level of the encoder; the decoder has one more", between(1, 1000)
     )
-    latent_channels: int = setting(4, "channels of the latents", at_least(1))
-    norm_num_groups: int = setting(8, "groups of the norms; divides every width", at_least(1))
-    steps: int = changeable(1000, "optimizer steps in all", at_least(1))
-    batch_size: int = setting(16, "crops per step", at_least(1))
+    latent_channels: int = setting(4, "channels of the latents", between(1, SIDE))
+    norm_num_groups: int = setting(8, "groups of the norms; divides every width", between(1, SIDE))
+    steps: int = changeable(1000, "optimizer steps in all", *STEPS)
+    batch_size: int = setting(16, "crops per step", between(1, COUNTED))
     accumulation_steps: int = changeable(
         1, "micro-batches per step, to save memory; divides the batch size", at_least(1)
     )
-    learning_rate: float = adjustable(1e-3, "constant step size of AdamW", above(0))
-    clip_norm: float = adjustable(1.0, "clip the gradients to this global norm; 0 is off", at_least(0))
+    learning_rate: float = adjustable(1e-3, "constant step size of AdamW", above(0), IN_FLOAT32)
+    clip_norm: float = adjustable(1.0, "clip the gradients to this global norm; 0 is off", at_least(0), IN_FLOAT32)
     loss: str = setting("l1", "l1 or l2: absolute or squared error", choices=("l1", "l2"))
-    kl_weight: float = setting(1e-6, "weight of the KL divergence", at_least(0))
+    kl_weight: float = setting(1e-6, "weight of the KL divergence", at_least(0), IN_FLOAT32)
     ema_decay: float = setting(0.999, "decay of the weights' moving average, per step", share())
     precision: str = adjustable("float32", "dtype policy", choices=PRECISIONS)
     seed: int = setting(0, "seed of weights, crops and noise", *SEED_CHECKS)

@@ -8,13 +8,14 @@ scores.json and of every JSON file that `python -m fcdm_keras.evaluate RUN … -
 
 from pathlib import Path
 
+from fcdm_keras.arguments import word
 from fcdm_keras.options import command_parser, reported
 
 
 def parse(arguments=None):
     parser = command_parser("fcdm_keras.report", __doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
-    parser.add_argument("--output", default="report.html", help="page to write (default report.html)")
+    parser.add_argument("runs", type=word, nargs="+", metavar="RUN", help="run folder")
+    parser.add_argument("--output", type=word, default="report.html", help="page to write (default report.html)")
     options = parser.parse_args(arguments)
     if not options.output.endswith(".html"):
         parser.error(f"--output must end in .html. Received: {options.output!r}")

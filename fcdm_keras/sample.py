@@ -13,6 +13,7 @@ draws damaged files again; with more --num-samples it adds to the images that ar
 is always a class's number: of the classes named 0, 1, 10 and 2, --classes 2 draws the one named 10.
 """
 
+from fcdm_keras.arguments import word
 from fcdm_keras.options import command_parser, reported
 from fcdm_keras.sampling.flags import add_output_flags, add_request_flags, check_request_flags
 
@@ -21,7 +22,7 @@ STOPPED = "Stopped. The same command goes on."
 
 def parse(arguments=None):
     parser = command_parser("fcdm_keras.sample", __doc__)
-    parser.add_argument("source", help="run folder, preset folder, hf://… or kaggle://…")
+    parser.add_argument("source", type=word, help="run folder, preset folder, hf://… or kaggle://…")
     add_request_flags(parser, num_samples=100)
     add_output_flags(parser)
     flags = parser.parse_args(arguments)

@@ -19,6 +19,7 @@ stopped at any moment. The folder then holds
 import time
 from pathlib import Path
 
+from fcdm_keras.arguments import word
 from fcdm_keras.options import add_device_flags, add_flags, command_parser, device_options, given, reported
 from fcdm_keras.recipes import VAEConfig
 from fcdm_keras.runs.folder import vae_opened
@@ -28,7 +29,7 @@ from fcdm_keras.runs.shared import if_alone, if_one_of_several
 def parse(arguments=None):
     parser = command_parser("fcdm_keras.train_vae", __doc__, allow_abbrev=False)
     add_flags(parser, VAEConfig, show_defaults=True)
-    parser.add_argument("--output", required=True, help="folder of the run")
+    parser.add_argument("--output", type=word, required=True, help="folder of the run")
     add_device_flags(parser)
     options = parser.parse_args(arguments)
     config = VAEConfig(**given(options, VAEConfig))

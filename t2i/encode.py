@@ -8,6 +8,7 @@ annotations/captions_train2017.json. The store is that of `python -m fcdm_keras.
 their embeddings beside the latents. A killed run goes on with the same command.
 """
 
+from fcdm_keras.arguments import integer, word
 from fcdm_keras.encode import add_flags, check_flags
 from fcdm_keras.options import command_parser, reported
 from t2i.recipes import UNTRAINED
@@ -16,16 +17,19 @@ from t2i.recipes import UNTRAINED
 def parse(arguments=None):
     parser = command_parser("t2i.encode", __doc__)
     add_flags(parser, "folder with COCO's official files, or coco_captions of TensorFlow Datasets")
-    parser.add_argument("--captions", default=None, help="caption file; default annotations/captions_SPLIT.json")
-    parser.add_argument("--text-encoder", default="ViT-L-14", help="open_clip's model (default ViT-L-14)")
+    parser.add_argument("--captions", type=word, help="caption file; default annotations/captions_SPLIT.json")
+    parser.add_argument("--text-encoder", type=word, default="ViT-L-14", help="open_clip's model (default ViT-L-14)")
     parser.add_argument(
         "--text-weights",
+        type=word,
         default="openai",
         help=f"its weights: a tag, a file, or {UNTRAINED} for an untrained one (default openai)",
     )
-    parser.add_argument("--text-seed", type=int, default=0, help="seed of an untrained text encoder (default 0)")
-    options = parser.parse_args(arguments)
-    check_flags(parser, options)
+    seeds = integer(-(2**63), 2**64 - 1)
+    parser.add_argument("--text-seed", type=seeds, default=0, help="seed of an untrained text encoder (default 0)")
+    options = check_flags(parser, arguments)
+    if options.text_seed and options.text_weights != UNTRAINED:
+        parser.error(f"--text-seed has no effect: --text-weights {options.text_weights} are trained; leave it out.")
     return options
 
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from fcdm_keras.options import at_least, between, changeable, setting, share
-from fcdm_keras.recipes import TrainConfig
+from fcdm_keras.arguments import COUNTED
+from fcdm_keras.options import between, changeable, filled, setting, share
+from fcdm_keras.recipes import STEPS, TrainConfig
 
 UNTRAINED = "none"  # --text-weights none
 
@@ -29,16 +30,19 @@ class TextTrainConfig(TrainConfig):
     text_encoder: str = changeable(
         "ViT-L-14",
         "open_clip's name of the text encoder, or its configuration (.json); default the latent store's",
+        filled(),
     )
     text_weights: str = changeable(
-        "openai", f"its weights: a tag, a file, or {UNTRAINED} for an untrained one; default the latent store's"
+        "openai",
+        f"its weights: a tag, a file, or {UNTRAINED} for an untrained one; default the latent store's",
+        filled(),
     )
-    text_seed: int = changeable(0, "seed of an untrained text encoder")
+    text_seed: int = changeable(0, "seed of an untrained text encoder", between(-(2**63), 2**64 - 1))
     mirror_sided: bool = setting(False, 'also mirror images whose caption says "left" or "right"')
-    num_captions: int = setting(4000, "captions that the shapes are trained with", at_least(1))
+    num_captions: int = setting(4000, "captions that the shapes are trained with", between(1, COUNTED))
     share_of_two: float = setting(0.2, "share of these that are about two shapes", between(0, 1))
     autoencoder_steps: int = setting(
-        1500, "steps that the shapes' autoencoder is trained for, before the model", at_least(1)
+        1500, "steps of the shapes' autoencoder, which is trained before the model", *STEPS
     )
 
     @property
@@ -46,11 +50,6 @@ class TextTrainConfig(TrainConfig):
         """Arguments of `OpenCLIPTextEncoder`."""
         pretrained = None if self.text_weights == UNTRAINED else self.text_weights
         return {"model": self.text_encoder, "pretrained": pretrained, "seed": self.text_seed}
-
-    def check(self):
-        super().check()
-        if not self.text_encoder or not self.text_weights:
-            raise ValueError(f"text_encoder and text_weights must not be empty ({UNTRAINED} is untrained).")
 
 
 RECIPES = {

@@ -9,24 +9,24 @@ the seed and i alone. The same command goes on where it was stopped. It draws da
 --num-samples it adds to the images that are there.
 """
 
+from fcdm_keras.arguments import integer, texts, word
 from fcdm_keras.files import read_lines
 from fcdm_keras.options import command_parser, reported
 from fcdm_keras.sample import STOPPED
 from fcdm_keras.sampling.flags import add_output_flags, add_sampling_flags, check_request_flags
-from t2i.captions import is_text
 from t2i.recipes import UNTRAINED
 
 
 def parse(arguments=None):
     parser = command_parser("t2i.sample", __doc__)
-    parser.add_argument("source", help="run folder, preset folder, hf://… or kaggle://…")
-    parser.add_argument("texts", nargs="*", metavar="PROMPT", help='what to draw; "" is no prompt')
-    parser.add_argument("--prompts", default=None, help="file with one prompt per line; a blank line is no prompt")
-    parser.add_argument("--negative-prompt", default=None, help="what guidance leads away from; default nothing")
-    parser.add_argument("--num-samples", type=int, default=None, help="number of images (default one per prompt)")
+    parser.add_argument("source", type=word, help="run folder, preset folder, hf://… or kaggle://…")
+    parser.add_argument("texts", type=texts, nargs="*", metavar="PROMPT", help='what to draw; "" is no prompt')
+    parser.add_argument("--prompts", type=word, help="file with one prompt per line; a blank line is no prompt")
+    parser.add_argument("--negative-prompt", type=texts, help="what guidance leads away from; default nothing")
+    parser.add_argument("--num-samples", type=integer(1), help="number of images (default one per prompt)")
     add_sampling_flags(parser, cfg_scale=4.0)
-    parser.add_argument("--text-encoder", default=None, help="open_clip's model; default the one it was trained with")
-    parser.add_argument("--text-weights", default=None, help="its weights, if they lie elsewhere now: a tag or a file")
+    parser.add_argument("--text-encoder", type=word, help="open_clip's model; default the one it was trained with")
+    parser.add_argument("--text-weights", type=word, help="its weights, if they lie elsewhere now: a tag or a file")
     add_output_flags(parser)
     options = parser.parse_intermixed_args(arguments)  # prompts may stand behind flags
     check_request_flags(parser, options)
@@ -38,9 +38,8 @@ def parse(arguments=None):
         options.texts = options.texts or read_prompts(options.prompts)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    for text in (*options.texts, options.negative_prompt or ""):
-        if not is_text(text):
-            parser.error(f"prompts must be text in UTF-8. Received: {text!r}")
+    if options.cfg_scale == 1 and (options.negative_prompt or "").strip():
+        parser.error("--negative-prompt has no effect: --cfg-scale is 1, which is no guidance; leave it out.")
     options.num_samples = options.num_samples or len(options.texts)
     return options
 

@@ -215,7 +215,7 @@ def test_shapes_that_do_not_fit_are_refused(vae):
             vae.encode(np.zeros(shape, "float32"))
     with pytest.raises(ValueError, match=r"latents must have shape \(B, height, width, 4\). Received: \(1, 8, 8, 3\)"):
         vae.decode(np.zeros((1, 8, 8, 3), "float32"))
-    with pytest.raises(ValueError, match="batch_size must be at least 1. Received: 0"):
+    with pytest.raises(ValueError, match="batch_size must be a positive integer. Received: 0"):
         vae.decode(np.zeros((1, 8, 8, 4), "float32"), batch_size=0)
     with pytest.raises(ValueError, match="takes 2 channels. Received: an autoencoder with 4"):
         ClassToImage(tiny_backbone((0, 0, 0, 0, 0)), vae)

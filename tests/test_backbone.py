@@ -284,7 +284,7 @@ def test_inputs_that_do_not_fit_are_refused_in_one_sentence(backbone, change, me
         ({"depths": (1, 1, 1, 1, -1)}, "5 non-negative integers"),
         ({"hidden_channels": 7}, "even integer. Received: 7"),
         ({"kernel_size": 4}, "odd integer. Received: 4"),
-        ({"num_classes": 0}, "at least 1. Received: 0"),
+        ({"num_classes": 0}, "a positive integer. Received: 0"),
         ({"conditioning": ClassConditioning(4, widths=(1, 2, 3))}, r"must have widths \(8, 16, 32\)"),
     ],
 )

@@ -109,7 +109,7 @@ def test_configurations_survive_json():
         (("--num-sampling-steps", "1001"), "num_sampling_steps must lie in [1, 1000]. Received: 1001"),
         (("--num-sampling-steps", "0"), "num_sampling_steps must lie in"),
         (("--cfg-scale", "-1"), "cfg_scale must be at least 0. Received: -1.0"),
-        (("--learning-rate", "nan"), "learning_rate must be finite. Received: nan"),
+        (("--learning-rate", "nan"), "--learning-rate must be finite. Received: 'nan'"),
         (("--accumulation-steps", "3"), "must be divisible by accumulation_steps=3. Received: 128"),
         (("--recipe", "imagenet256-xl"), "trains on latents: give a store with --latents DIR"),
         (("--num-classes", "5"), "leave out"),
@@ -249,9 +249,7 @@ def test_sample_writes_images_grid_settings_and_npz(preset, tmp_path, capsys):
     [
         (("--classes", "0-10"), r"--classes must lie in \[0, 9\]. Received: '0-10'"),
         (("--classes", "cats"), "--classes must look like"),
-        (("--cfg-scale", "-1"), "guidance_scale must be at least 0"),
         (("--image-size", "10"), "multiples of 4"),
-        (("--seed", "-3"), "seed must be an integer"),
     ],
 )
 def test_sample_refuses_in_one_sentence(preset, tmp_path, flags, message):

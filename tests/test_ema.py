@@ -282,6 +282,6 @@ def test_a_backbone_can_be_saved_and_copied(tmp_path):
 @pytest.mark.no_backend
 @pytest.mark.parametrize("options", [{"keep_last": 0}, {"keep_last": -1}, {"keep_every": -1}, {"keep_last": 1.5}])
 def test_numbers_of_checkpoints_that_keep_none_are_refused(options, tmp_path):
-    with pytest.raises(ValueError, match="must be an integer of at least [01]. Received: "):
+    with pytest.raises(ValueError, match="must be (a positive integer|an integer of at least 0). Received: "):
         CheckpointManager(tmp_path, **options)
     assert WEIGHTS not in str(list(tmp_path.iterdir()))

@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path):
     plain.save_weights(other)
     refused = [
         (lambda: backbone.enable_lora(4), "has adapters already, on 2 layers"),
-        (lambda: plain.enable_lora(0), "rank must be an integer of at least 1. Received: 0"),
+        (lambda: plain.enable_lora(0), "rank must be a positive integer. Received: 0"),
         (lambda: plain.enable_lora(2, ["pwconv1", "x"]), "names of layers with a kernel .* Received: 'x'"),
         (lambda: plain.save_lora_weights(file), "has no adapters to save"),
         (lambda: backbone.save_lora_weights(tmp_path / "a.h5"), "must end in .lora.h5"),

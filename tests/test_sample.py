@@ -300,15 +300,17 @@ def test_weights_that_are_not_finite_are_refused_before_anything_is_drawn(preset
 
 
 @pytest.mark.no_backend
-def test_classes_are_drawn_by_name_and_an_eta_without_effect_is_told(task, preset, tmp_path, monkeypatch, capsys):
+def test_classes_are_drawn_by_name_and_an_eta_without_effect_is_refused(task, preset, tmp_path, monkeypatch, capsys):
     named = ClassToImage(task.backbone, image_size=8, class_names=["cat", "dog", *"01234567"])
     monkeypatch.setattr(work, "load_task", lambda source: named)
-    draw(preset, tmp_path, "--classes", "dog,cat", "--labels", "balanced", "--eta", "0.5")
+    draw(preset, tmp_path, "--classes", "dog,cat", "--labels", "balanced")
     with np.load(tmp_path / "samples.npz") as arrays:
         assert arrays["arr_1"].tolist() == ([1, 0] * 6)[:11]
     printed = capsys.readouterr()
     assert "classes: 0 cat, 1 dog (numbered in the order of their names: class 2 is named 0)" in printed.out
-    assert printed.err.count("warning: eta=0.5 has no effect: the sampler ddpm takes none") == 1
+    with pytest.raises(SystemExit, match="2"):
+        draw(preset, tmp_path, "--eta", "0")
+    assert "--eta has no effect: the sampler ddpm takes none" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="^error: There is no class named 'dogs'; there are 'dog', …"):
         draw(preset, tmp_path / "x", "--classes", "dogs")
 

@@ -161,7 +161,7 @@ def test_negative_prompts_stand_where_no_prompt_stood(task, images):
     # Away from what is asked for there is no way to go: the scale does not matter.
     same = [task.generate("a cat", **{**OPTIONS, "guidance_scale": s}, negative_prompts="a cat") for s in (3.0, 9.0)]
     assert almost_equal(*same) and not almost_equal(same[0], task.generate("a cat", **OPTIONS))
-    with pytest.warns(UserWarning, match="^Negative prompts .* no effect: guidance_scale is 1"):
+    with pytest.raises(ValueError, match="^Negative prompts .* no effect: guidance_scale is 1"):
         task.generate("a cat", **{**OPTIONS, "guidance_scale": 1}, negative_prompts="a dog")
 
 

@@ -174,17 +174,21 @@ def test_images_of_an_autoencoder_that_are_not_finite_are_its_own():
         task.generate([1], num_steps=1, seed=0, sampler="ddim")
 
 
-def test_options_without_effect_are_told_once(task):
-    with pytest.warns(UserWarning) as told:
-        for _ in range(2):
-            task.generate([], **{**OPTIONS, "eta": 0.5})
-            task.generate([], **{**OPTIONS, "guidance_scale": 1, "null_conditions": []})
-            task.generate([], **{**OPTIONS, "sampler": "ddim", "eta": 0.5, "null_conditions": []})  # both have
-    texts = [str(warning.message) for warning in told if warning.category is UserWarning]
-    assert texts == [
-        "eta=0.5 has no effect: the sampler ddpm takes none, ddim does.",
-        "Negative prompts (null_conditions) have no effect: guidance_scale is 1, which is no guidance.",
-    ]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eta": 0.5}, "^eta=0.5 has no effect: the sampler ddpm takes none"),
+        ({"guidance_scale": 1, "null_conditions": []}, "^Negative prompts .* no effect: guidance_scale is 1"),
+        ({"guidance_scale": 1, "guidance_channels": "first_three"}, "^guidance_channels has no effect"),
+        ({"first_index": 2**40}, "^first_index must be an integer in"),
+        ({"first_index": -1}, "^first_index must be an integer of at least 0"),
+        ({"image_size": 2**20}, "^Drawing 1 images of 1048576×1048576 pixels, 1 at once, needs .* are free"),
+    ],
+)
+def test_options_without_effect_and_beyond_all_bounds_are_refused(task, options, message):
+    task.generate([], **{**OPTIONS, "sampler": "ddim", "eta": 0.5, "null_conditions": []})  # both have one
+    with pytest.raises(ValueError, match=message):
+        task.generate([1] if options.keys() & {"first_index", "image_size"} else [], **{**OPTIONS, **options})
 
 
 def test_guidance_scale_one_is_the_conditional_model_and_zero_the_unconditional(task):

@@ -265,7 +265,7 @@ def test_our_adamw_is_the_published_algorithm():
         ({"ema_decay": 1.0}, r"EMA decay must lie in \[0, 1\). Received: 1.0"),
         ({"label_dropout": 1.0}, "label_dropout must lie in"),
         ({"label_dropout_mode": "both"}, "label_dropout_mode must be one of"),
-        ({"accumulation_steps": 0}, "accumulation_steps must be at least 1"),
+        ({"accumulation_steps": 0}, "accumulation_steps must be a positive integer"),
         ({"seed": -1}, "seed must be an integer"),
     ],
 )

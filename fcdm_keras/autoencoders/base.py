@@ -20,6 +20,7 @@ import numpy as np
 from keras import ops
 
 from fcdm_keras import backend
+from fcdm_keras.arguments import check_integer
 
 
 class Autoencoder:
@@ -113,11 +114,8 @@ class SpaceToDepth(Autoencoder, keras.layers.Layer):
 
     def __init__(self, downsampling_factor, in_channels=3, **kwargs):
         super().__init__(**kwargs)
-        for name, value in (("downsampling_factor", downsampling_factor), ("in_channels", in_channels)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer. Received: {value!r}")
-        self.downsampling_factor = downsampling_factor
-        self.in_channels = in_channels
+        self.downsampling_factor = check_integer("downsampling_factor", downsampling_factor)
+        self.in_channels = check_integer("in_channels", in_channels)
         self.latent_channels = in_channels * downsampling_factor**2
         self.built = True
 

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from fcdm_keras.arguments import check_integer
 from fcdm_keras.autoencoders import diffusers
 from fcdm_keras.autoencoders.base import Autoencoder
 from fcdm_keras.autoencoders.kl_layers import Decoder, Encoder
@@ -193,9 +194,7 @@ class KLAutoencoder(Autoencoder, keras.Model):
             float32 `(B, f·h, f·w, in_channels)`, about in [−1, 1], not clipped.
         """
         latents = self._checked(latents, "latents", self.latent_channels, 1)
-        size = self.decode_batch_size if batch_size is None else batch_size
-        if size < 1:
-            raise ValueError(f"batch_size must be at least 1. Received: {size}")
+        size = check_integer("batch_size", self.decode_batch_size if batch_size is None else batch_size)
         count = latents.shape[0]
         if count is None or count <= size:
             return self._run("reconstruct", latents)
@@ -267,8 +266,7 @@ class KLAutoencoder(Autoencoder, keras.Model):
         """Raises ValueError, in one sentence, for sizes that make no network."""
         numbers = {**sizes, **{f"block_out_channels[{i}]": width for i, width in enumerate(block_out_channels)}}
         for name, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer. Received: {value!r}")
+            check_integer(name, value)
         groups = sizes.get("norm_num_groups", 32)
         if not block_out_channels or any(width % groups for width in block_out_channels):
             raise ValueError(

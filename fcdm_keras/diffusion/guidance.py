@@ -1,9 +1,8 @@
 """Classifier-free guidance (Ho and Salimans, arXiv:2207.12598): ε = ε_null + s · (ε_cond − ε_null)."""
 
-import numpy as np
 from keras import ops
 
-LARGEST = float(np.finfo(np.float32).max)
+from fcdm_keras.arguments import check_number
 
 
 def guide(denoise, condition, null_condition, guidance_scale=1.0, channels="all"):
@@ -44,12 +43,6 @@ def guide(denoise, condition, null_condition, guidance_scale=1.0, channels="all"
 
 
 def check_scale(guidance_scale):
-    """Raises ValueError unless `guidance_scale` is a number of at least 0 that float32 holds."""
-    try:
-        fits = 0 <= float(guidance_scale) <= LARGEST
-    except (TypeError, ValueError, OverflowError):
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"guidance_scale must be at least 0 (1 is no guidance) and finite in float32. Received: {guidance_scale}"
-        )
+    """Raises ValueError unless `guidance_scale` is a number of at least 0 that float32 holds. Returns it."""
+    text = "be at least 0 (1 is no guidance) and finite in float32"
+    return check_number("guidance_scale", guidance_scale, text=text)

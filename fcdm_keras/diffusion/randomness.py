@@ -14,6 +14,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from fcdm_keras.arguments import check_integer
+
 # One number per use, so that no two uses share a stream.
 (
     TIMESTEPS, NOISE, LABEL_DROP, INITIAL_NOISE, STEP_NOISE, EVAL_TIMESTEPS, EVAL_NOISE, POSTERIOR_NOISE, LABELS
@@ -61,9 +63,8 @@ def threefry(key, counter):
 
 def seed_words(seed):
     """The two 32-bit words of an integer seed in [0, 2⁶⁴), low word first, as ints. Raises ValueError for others."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be an integer in [0, 2**64). Received: {seed!r}")
-    return int(seed) & _MASK, int(seed) >> 32
+    seed = check_integer("seed", seed, 0, 2**64 - 1)
+    return seed & _MASK, seed >> 32
 
 
 def word_tensors(words):

@@ -8,6 +8,7 @@ import inspect
 
 from keras import ops
 
+from fcdm_keras.arguments import check_number
 from fcdm_keras.diffusion import randomness
 from fcdm_keras.diffusion.gaussian import gather
 
@@ -47,7 +48,11 @@ def ddim(predict, noise, diffusion, step_noise=None, *, eta=0.0, clip_denoised=F
 
     Returns:
         x_0, float32 `(B, H, W, C)`.
+
+    Raises:
+        ValueError: for an η outside of [0, 1], where the noise would be of no variance.
     """
+    eta = check_number("eta", eta, 0, 1)
     draw = _step_noise(step_noise, noise, seed, indices) if eta else None
 
     def step(x_t, timesteps, k):

@@ -1,5 +1,7 @@
 """Scores of samples against real images."""
 
+from pathlib import Path
+
 TITLES = {
     "fid": "FID",
     "sfid": "sFID",
@@ -8,3 +10,8 @@ TITLES = {
     "recall": "recall",
     "kid": "KID",
 }
+
+
+def is_model(source):
+    """Whether `source` looks like a run folder, a preset folder or an address of one."""
+    return "://" in str(source) or (Path(source) / "config.json").exists()

@@ -159,11 +159,6 @@ class Part:
         return self._images.batches(size, self.count)
 
 
-def is_model(source):
-    """Whether `source` looks like a run folder, a preset folder or an address of one."""
-    return "://" in str(source) or (Path(source) / "config.json").exists()
-
-
 def open_images(source):
     """The images at the path of a folder, a latent store or an `.npz` file.
 

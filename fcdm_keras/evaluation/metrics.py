@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 from scipy.linalg.lapack import dpstrf
 
+from fcdm_keras.arguments import check_integer
 from fcdm_keras.evaluation.neighbors import precision_recall
 from fcdm_keras.evaluation.statistics import FeatureStatistics, check_features
 from fcdm_keras.formats.numbers import on_host
@@ -93,8 +94,7 @@ def inception_score(probabilities, split_size=5000):
     """
     probabilities = on_host(probabilities, "The probabilities")
     check_features(probabilities, name="probabilities")
-    if not isinstance(split_size, (int, np.integer)) or split_size < 1:
-        raise ValueError(f"split_size must be a positive integer. Received: {split_size!r}")
+    check_integer("split_size", split_size)
     if not len(probabilities):
         raise ValueError("The Inception score needs at least 1 image. Received: 0")
     if probabilities.min() < 0 or abs(probabilities.sum(axis=1, dtype=np.float64) - 1.0).max() > 1e-3:

@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 
 import h5py
-import numpy as np
 from keras import ops
 
+from fcdm_keras.arguments import check_integer
 from fcdm_keras.formats import hdf5
 from fcdm_keras.network import weights
 
@@ -73,8 +73,7 @@ def enable(model, rank, names):
     Raises:
         ValueError: for a rank below 1, names that no layer has, and a model that has adapters already.
     """
-    if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)) or rank < 1:
-        raise ValueError(f"rank must be an integer of at least 1. Received: {rank!r}")
+    check_integer("rank", rank, 1, 2**16)
     found = adaptable(model)
     known = {layer.name for layer in found.values()}
     unknown = [name for name in names if name not in known]

@@ -6,6 +6,7 @@ import itertools
 import keras
 import numpy as np
 
+from fcdm_keras.arguments import SIDE, check_integer
 from fcdm_keras.backend.hub import Independent, default_name, keras_hub
 from fcdm_keras.network import adapters, export, presets, quantization
 from fcdm_keras.network.conditioning import ClassConditioning
@@ -60,8 +61,8 @@ class DiffusionBackbone(presets.ReplacedWhole, keras_hub.models.Backbone, metacl
         **kwargs,
     ):
         super().__init__(dtype=dtype, name=name or default_name(type(self)), **kwargs)
-        self.in_channels = in_channels
-        self.out_channels = out_channels or 2 * in_channels
+        self.in_channels = check_integer("in_channels", in_channels, 1, SIDE)
+        self.out_channels = 2 * in_channels if out_channels is None else check_integer("out_channels", out_channels)
         self.widths = tuple(widths)
         self.autocast = False  # timesteps stay exact under mixed precision; x_t is cast in `call`
         self.conditioning = conditioning or ClassConditioning(num_classes, name="conditioning")

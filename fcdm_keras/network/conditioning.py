@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from fcdm_keras.arguments import COUNTED, check_integer
 from fcdm_keras.network.initializers import Normal
 
 
@@ -36,9 +37,7 @@ class ClassConditioning(layers.Layer):
 
     def __init__(self, num_classes, widths=None, **kwargs):
         super().__init__(**{"name": "class_conditioning", **kwargs, "dtype": "float32"})
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
-        self.num_classes = num_classes
+        self.num_classes = check_integer("num_classes", num_classes, 1, COUNTED - 1)
         self.widths = widths and tuple(widths)
 
     def build(self, input_shape=None):

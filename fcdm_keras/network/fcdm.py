@@ -3,9 +3,13 @@
 import keras
 from keras import ops
 
+from fcdm_keras.arguments import SIDE, check_integer
+from fcdm_keras.machine import memory
 from fcdm_keras.network.base import DiffusionBackbone
+from fcdm_keras.network.costs import count
 from fcdm_keras.network.layers import FCDMBlock, FinalLayer, TimestepEmbedding, conv, linear, wide
 from fcdm_keras.network.resampling import Downsample, Upsample
+from fcdm_keras.recipes import ModelSize
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
@@ -82,8 +86,13 @@ class FCDMBackbone(DiffusionBackbone):
         **kwargs,
     ):
         depths = _checked_depths(depths)
-        if hidden_channels < 2 or hidden_channels % 2:
+        if check_integer("hidden_channels", hidden_channels, 2, SIDE) % 2:
             raise ValueError(f"hidden_channels must be a positive even integer. Received: {hidden_channels}")
+        check_integer("expansion_ratio", expansion_ratio)
+        check_integer("kernel_size", kernel_size)
+        size = ModelSize(hidden_channels, depths)
+        parameters, _ = count(size, expansion_ratio=expansion_ratio, kernel_size=kernel_size, num_classes=0)
+        memory.check(4 * parameters, f"A network of {parameters:,} parameters", "use a smaller one")
         widths = (hidden_channels, 2 * hidden_channels, 4 * hidden_channels)
         super().__init__(widths, num_classes, in_channels, out_channels, conditioning, dtype, **kwargs)
         self.hidden_channels = hidden_channels
@@ -198,10 +207,11 @@ def _run(blocks, x, conditioning, training):
 
 
 def _checked_depths(depths):
-    depths = tuple(depths)
-    if len(depths) != 5 or any(not isinstance(d, int) or d < 0 for d in depths):
+    depths = tuple(depths) if isinstance(depths, (list, tuple)) else depths
+    whole = isinstance(depths, tuple) and all(isinstance(d, int) and not isinstance(d, bool) for d in depths)
+    if not whole or len(depths) != 5 or min(depths) < 0 or max(depths) > 1000:
         raise ValueError(
-            "depths must be 5 non-negative integers (encoder 1, encoder 2, middle, decoder 2, decoder 1). "
+            "depths must be 5 non-negative integers up to 1000 (encoder 1, encoder 2, middle, decoder 2, decoder 1). "
             f"Received: {depths}"
         )
     return depths

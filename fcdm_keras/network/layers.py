@@ -11,6 +11,7 @@ import keras
 from keras import layers, ops
 
 from fcdm_keras import kernels
+from fcdm_keras.arguments import check_integer
 from fcdm_keras.network.adapters import Adaptable
 from fcdm_keras.network.initializers import Normal, XavierUniform
 
@@ -70,7 +71,7 @@ class DepthwiseConv(layers.Layer):
 
     def __init__(self, kernel_size=7, **kwargs):
         super().__init__(**kwargs)
-        if kernel_size < 1 or kernel_size % 2 == 0:
+        if check_integer("kernel_size", kernel_size) % 2 == 0:
             raise ValueError(f"kernel_size must be a positive odd integer. Received: {kernel_size}")
         self.kernel_size = kernel_size
 

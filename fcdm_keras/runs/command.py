@@ -3,13 +3,13 @@
 Nothing heavy is imported, until the flags and the data are found good.
 """
 
-import argparse
 import dataclasses
 import sys
 import time
 from collections.abc import Callable
 
 from fcdm_keras import options
+from fcdm_keras.arguments import Parser
 from fcdm_keras.files import write_atomically
 from fcdm_keras.recipes import TrainConfig
 from fcdm_keras.runs.folder import SCORES, folder_of, opened
@@ -40,9 +40,7 @@ class TrainCommand:
 
     def _parse(self, arguments):
         """As `parse`, and the settings that flags gave."""
-        parser = argparse.ArgumentParser(
-            description=self.description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
+        parser = Parser(description=self.description, allow_abbrev=False)
         options.add_recipe_flags(parser, self.recipes, self.default)
         options.add_device_flags(parser, model_parallel=True)
         parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 
 from fcdm_keras import __version__, distribution
-from fcdm_keras.evaluation import TITLES, image_sets, suite
+from fcdm_keras.evaluation import TITLES, image_sets, is_model, suite
 from fcdm_keras.evaluation.features import load_extractor
 from fcdm_keras.files import write_atomically
 from fcdm_keras.options import device_options, to_json
@@ -34,7 +34,7 @@ def run(options):
 
 def open_samples(options):
     """The samples as an `ImageSet`, of as many as `--num-samples` says, and the settings they are drawn with."""
-    if not image_sets.is_model(options.samples):
+    if not is_model(options.samples):
         samples = suite.open_set(options.samples)
         return samples.part(options.num_samples) if options.num_samples else samples, {}
     options.source, options.num_samples = options.samples, options.num_samples or DRAWN

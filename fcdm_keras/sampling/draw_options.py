@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
-
+from fcdm_keras import backend
+from fcdm_keras.arguments import check_integer, check_number
 from fcdm_keras.diffusion import guidance
 from fcdm_keras.diffusion.samplers import SAMPLERS, taken
+from fcdm_keras.machine import memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +16,7 @@ class DrawOptions:
 
     Args:
         null_conditions: like `conditions`, what guidance leads away from; default the module's null.
-        eta: η of DDIM, 0 … 1; samplers without it leave it aside, with a warning.
+        eta: η of DDIM, 0 … 1; other samplers have none.
         guidance_channels: `"all"` or `"first_three"`, see `fcdm_keras.diffusion.guidance`.
         batch_size: images drawn at once.
         image_size: side in pixels, or (height, width), if not the task's own; the network is fully convolutional.
@@ -35,20 +36,43 @@ class DrawOptions:
     verbose: bool = False
 
     def check(self, num_steps, guidance_scale, sampler):
-        """Raises ValueError for values out of range."""
-        guidance.check_scale(guidance_scale)
-        if isinstance(num_steps, bool) or not isinstance(num_steps, (int, np.integer)) or not 1 <= num_steps <= 1000:
-            raise ValueError(f"num_steps must be an integer in [1, 1000]. Received: {num_steps!r}")
-        if sampler not in SAMPLERS:
+        """Raises ValueError for values out of range, and for those without effect. Returns the guidance scale."""
+        scale = guidance.check_scale(guidance_scale)
+        check_integer("num_steps", num_steps, 1, 1000)
+        if not isinstance(sampler, str) or sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}. Received: {sampler!r}")
-        if not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1:
-            raise ValueError(f"batch_size must be a positive integer. Received: {self.batch_size!r}")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1]. Received: {self.eta}")
+        check_integer("batch_size", self.batch_size)
+        if check_number("eta", self.eta, 0, 1) and not taken(sampler, eta=self.eta):
+            raise ValueError(f"eta={self.eta} has no effect: the sampler {sampler} takes none; leave it out.")
+        unguided = {"Negative prompts (null_conditions) have": self.null_conditions is not None}
+        unguided["guidance_channels has"] = self.guidance_channels != "all"
+        for what, given in unguided.items():
+            if given and scale == 1:
+                raise ValueError(f"{what} no effect: guidance_scale is 1, which is no guidance; leave it out.")
+        return scale
 
-    def without_effect(self, guidance_scale, sampler):
-        """A sentence for each option that was given and changes nothing."""
-        if self.null_conditions is not None and guidance_scale == 1:
-            yield "Negative prompts (null_conditions) have no effect: guidance_scale is 1, which is no guidance."
-        if self.eta and not taken(sampler, eta=self.eta):
-            yield f"eta={self.eta} has no effect: the sampler {sampler} takes none, ddim does."
+    def check_indices(self, count):
+        """Raises ValueError unless `count` images from `first_index` on have numbers in int32."""
+        check_integer("first_index", self.first_index, 0)
+        check_integer("first_index + the number of images", self.first_index + count, 0)
+
+
+def check_memory(task, count, batch_size, image_size=None):
+    """Raises ValueError, with both numbers, unless the images of a draw, and one batch on its way, fit into memory.
+
+    Args:
+        task: an `ImageTask`.
+        count: images that are drawn, which are there together in the end, uint8.
+        batch_size: images drawn at once. Their decoded numbers come to the host; where that computes too, so do the
+            network's feature maps, of which at least one block's are counted.
+        image_size: (height, width) in pixels; default the task's own.
+    """
+    height, width = image_size or task.image_size
+    decoded = height * width * task.autoencoder.in_channels
+    width_of_maps = 8 * getattr(task.backbone, "hidden_channels", 0) if "cpu" in backend.devices()[0].lower() else 0
+    maps = height * width // task.autoencoder.downsampling_factor**2 * width_of_maps
+    memory.check(
+        count * decoded + batch_size * (5 * decoded + 4 * maps),
+        f"Drawing {count:,} images of {height}×{width} pixels, {batch_size:,} at once,",
+        "use a smaller image size, a smaller batch size, or fewer images",
+    )

@@ -2,8 +2,9 @@
 
 import argparse
 
+from fcdm_keras.arguments import SIDE, integer, listed, number, word
 from fcdm_keras.data.classes import parse_classes
-from fcdm_keras.options import add_device_flags, check_at_least
+from fcdm_keras.options import add_device_flags
 from fcdm_keras.recipes import SAMPLERS
 
 LABEL_ORDERS = ("balanced", "random")
@@ -18,7 +19,7 @@ def add_request_flags(parser, num_samples):
     """Adds the flags that decide what a model draws to an argument parser."""
     parser.add_argument(
         "--classes",
-        default=None,
+        type=listed,
         help="classes to draw, by number or name (cat,dog), such as 0-9 or 207,360; default all",
     )
     parser.add_argument(
@@ -29,18 +30,22 @@ def add_request_flags(parser, num_samples):
         help="balanced: the classes in turn; random: label i drawn from (seed, i) (default balanced)",
     )
     parser.add_argument(
-        "--num-samples", type=int, default=num_samples, help=f"number of images (default {num_samples or 'all'})"
+        "--num-samples",
+        type=integer(1),
+        default=num_samples,
+        help=f"number of images (default {num_samples or 'all'})",
     )
     add_sampling_flags(parser)
 
 
 def add_sampling_flags(parser, cfg_scale=1.5):
     """Adds those of these flags that any kind of condition has."""
-    parser.add_argument("--num-sampling-steps", type=int, default=250, help="sampling steps, 1 to 1000 (default 250)")
+    steps = {"type": integer(1, 1000), "default": 250}
+    parser.add_argument("--num-sampling-steps", **steps, help="sampling steps, 1 to 1000 (default 250)")
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="sampler (default ddpm)")
-    parser.add_argument("--eta", type=float, default=0.0, help="noise of ddim, 0 to 1 (default 0)")
+    parser.add_argument("--eta", type=number(0, 1), help="noise of ddim, 0 to 1 (default 0)")
     parser.add_argument(
-        "--cfg-scale", type=float, default=cfg_scale, help=f"guidance scale, 1 is none (default {cfg_scale})"
+        "--cfg-scale", type=number(0), default=cfg_scale, help=f"guidance scale, 1 is none (default {cfg_scale})"
     )
     parser.add_argument(
         "--cfg-channels",
@@ -48,21 +53,24 @@ def add_sampling_flags(parser, cfg_scale=1.5):
         default="all",
         help="guided channels; first_three is the reference's way (default all)",
     )
-    parser.add_argument("--image-size", type=int, default=None, help="side in pixels; default the model's own")
-    parser.add_argument("--batch-size", type=int, default=64, help="images computed at once (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="seed (default 0)")
+    parser.add_argument("--image-size", type=integer(1, SIDE), help="side in pixels; default the model's own")
+    parser.add_argument("--batch-size", type=integer(1), default=64, help="images computed at once (default 64)")
+    parser.add_argument("--seed", type=integer(0, 2**64 - 1), default=0, help="seed (default 0)")
 
 
 def add_output_flags(parser):
     """Adds the flags that say where images go, and as what."""
-    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--output", type=word, required=True, help="folder to write")
     parser.add_argument("--npz", action="store_true", help="also write samples.npz with arr_0, uint8 (N, H, W, C)")
     parser.add_argument("--png", action=argparse.BooleanOptionalAction, default=True, help="write one PNG per image")
     add_device_flags(parser)
 
 
 def check_request_flags(parser, options):
-    """Ends the program for numbers of images that make no sense, and for images that would not be written."""
-    check_at_least(parser, options, 1, "num_samples", "batch_size")
+    """Ends the program for options without effect, and for images that would not be written."""
+    if options.eta is not None and options.sampler != "ddim":
+        parser.error(f"--eta has no effect: the sampler {options.sampler} takes none, ddim does; leave it out.")
+    if options.cfg_scale == 1 and options.cfg_channels != "all":
+        parser.error("--cfg-channels has no effect: --cfg-scale is 1, which is no guidance; leave it out.")
     if not getattr(options, "png", True) and not options.npz:
         parser.error("--no-png needs --npz: nothing would be written.")

@@ -10,6 +10,8 @@ from fcdm_keras import distribution
 from fcdm_keras.autoencoders import Identity
 from fcdm_keras.data.classes import describe_classes, parse_classes
 from fcdm_keras.diffusion import randomness
+from fcdm_keras.machine import memory
+from fcdm_keras.sampling.draw_options import check_memory
 from fcdm_keras.sampling.finite import check_weights
 from fcdm_keras.sampling.writers import grid
 
@@ -57,14 +59,16 @@ class Request:
             "guidance_scale": options.cfg_scale,
             "seed": options.seed,
             "sampler": options.sampler,
-            "eta": options.eta,
+            "eta": options.eta or 0.0,
             "guidance_channels": options.cfg_channels,
             "batch_size": self._batch_size,
             "image_size": options.image_size,
         }
+        sides = (options.image_size,) * 2 if options.image_size else task.image_size
+        check_memory(task, self._batch_size, self._batch_size, sides)  # images are written batch by batch
+        memory.check(64 * options.num_samples, f"A list of {options.num_samples:,} labels", "draw fewer, in parts")
         self.labels = self.choose(options)
         self.draw(slice(0), 0)  # checks every option, draws nothing
-        sides = (options.image_size,) * 2 if options.image_size else task.image_size
         self.image_shape = (*sides, task.autoencoder.latent_channels if pixels else 3)
 
     def choose(self, options):

@@ -2,7 +2,6 @@
 
 import secrets
 import threading
-import warnings
 
 import keras
 import numpy as np
@@ -21,7 +20,7 @@ from fcdm_keras.network.base import AnyBackbone
 from fcdm_keras.network.conditioning import ClassConditioning, as_labels
 from fcdm_keras.network.presets import ReplacedWhole, reading
 from fcdm_keras.network.weights import resolved
-from fcdm_keras.sampling.draw_options import DrawOptions
+from fcdm_keras.sampling.draw_options import DrawOptions, check_memory
 from fcdm_keras.sampling.finite import check_finite
 
 
@@ -64,7 +63,7 @@ class ImageTask(ReplacedWhole, keras_hub.models.Task, metaclass=Independent):
         self.objective = objective
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self._latent_shape(self.image_size)
-        self._compiled, self._warned, self._one_at_a_time = {}, set(), threading.RLock()
+        self._compiled, self._one_at_a_time = {}, threading.RLock()
         self.built = True  # all parts are, and a preset keeps the weights of the autoencoder
 
     def draw(self, conditions, num_steps=250, guidance_scale=1.5, seed=None, sampler="ddpm", **options):
@@ -87,11 +86,12 @@ class ImageTask(ReplacedWhole, keras_hub.models.Task, metaclass=Independent):
         """
         own = DrawOptions(**options)
         conditions, nulls = self._checked(conditions, own.null_conditions)
-        own.check(num_steps, guidance_scale, sampler)
-        self._warn(own.without_effect(guidance_scale, sampler))
+        guidance_scale = own.check(num_steps, guidance_scale, sampler)
+        own.check_indices(len(conditions))
         words = randomness.seed_words(secrets.randbits(64) if seed is None else seed)
         sizes = self.image_size if own.image_size is None else own.image_size
         shape = self._latent_shape(tuple(sizes) if np.iterable(sizes) else (sizes, sizes))
+        check_memory(self, len(conditions), min(own.batch_size, len(conditions)), _pixels(self, shape))
         kind = (int(num_steps), sampler, float(own.eta), guidance_scale != 1, own.guidance_channels, shape)
         with self._one_at_a_time:
             run, weights = self._compiled_sampler(*kind), resolved(own.weights, self.backbone)
@@ -106,8 +106,7 @@ class ImageTask(ReplacedWhole, keras_hub.models.Task, metaclass=Independent):
                 *randomness.word_tensors(words),
             )
 
-        sides = (side * self.autoencoder.downsampling_factor for side in shape[:2])
-        empty = np.zeros((0, *sides, self.autoencoder.in_channels), "uint8")
+        empty = np.zeros((0, *_pixels(self, shape), self.autoencoder.in_channels), "uint8")
         with self._one_at_a_time:  # of several threads; engines trace and swap weights in the whole process
             return np.concatenate([empty, *self._images(latents, len(conditions), own, guidance_scale, weights)])
 
@@ -134,13 +133,6 @@ class ImageTask(ReplacedWhole, keras_hub.models.Task, metaclass=Independent):
         if len(nulls) != len(conditions):
             raise ValueError(f"Expected one null condition per condition, {len(conditions)}. Received: {len(nulls)}")
         return conditions, nulls
-
-    def _warn(self, texts):
-        """Warns, of each once."""
-        for text in texts:
-            if text not in self._warned:
-                self._warned.add(text)
-                warnings.warn(text, stacklevel=4)
 
     def predict(self, x, batch_size=64, verbose="auto", **options):
         """As `generate(x, batch_size=batch_size, …)`, in the form of `keras.Model.predict`.
@@ -300,6 +292,11 @@ class ClassToImage(ImageTask):
 
     def get_config(self):
         return {**super().get_config(), "class_names": self.class_names and list(self.class_names)}
+
+
+def _pixels(task, latent_shape):
+    """Height and width of the images that latents of a shape become."""
+    return tuple(side * task.autoencoder.downsampling_factor for side in latent_shape[:2])
 
 
 def _tensor(array):

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from fcdm_keras import backend
+from fcdm_keras.arguments import check_number
 from fcdm_keras.autoencoders.base import sample_posterior
 from fcdm_keras.diffusion import randomness
 from fcdm_keras.training import checks
@@ -51,8 +52,7 @@ class AutoencoderTrainer(StepTrainer):
     ):
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}. Received: {loss!r}")
-        if not kl_weight >= 0:
-            raise ValueError(f"kl_weight must be at least 0. Received: {kl_weight}")
+        check_number("kl_weight", kl_weight)
         super().__init__(
             autoencoder,
             ("loss", "reconstruction", "kl"),

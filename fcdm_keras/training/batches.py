@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from fcdm_keras import backend, distribution
+from fcdm_keras.arguments import check_integer
 from fcdm_keras.formats.numbers import on_host
 from fcdm_keras.training import checks
 
@@ -53,6 +54,7 @@ class Batches:
         batch = {name: on_host(value, name) for name, value in self.named(data).items()}
         checks.check_sizes(batch)
         self.trainer.check_batch(batch)
+        checks.check_finite(batch)
         module = self.trainer.conditioning
         if module is not None:
             drawn = {"timesteps", "noise"} <= batch.keys()
@@ -91,11 +93,10 @@ class Batches:
     def of_arrays(self, data, batch_size, steps=None, shuffle=False):
         """Whole arrays as `ArrayBatches`, in the form that `fit` takes."""
         arrays = self.checked(data)
-        checks.check_finite(arrays)
         count = checks.check_sizes(arrays)
-        if batch_size is not None and (not isinstance(batch_size, (int, np.integer)) or batch_size < 1):
-            raise ValueError(f"batch_size must be a positive integer. Received: {batch_size!r}")
-        batch_size = batch_size or (-(-count // steps) if steps else 32)  # as Keras has it
+        if batch_size is None:
+            batch_size = -(-count // steps) if steps else 32  # as Keras has it
+        check_integer("batch_size", batch_size)
         self.check_size(batch_size)
         done = self.trainer.steps_done if shuffle else 0
         return ArrayBatches(arrays, batch_size, self.parts, shuffle, self.trainer.seed, done)

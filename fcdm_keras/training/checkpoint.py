@@ -22,6 +22,7 @@ import numpy as np
 from keras import ops
 
 from fcdm_keras import distribution
+from fcdm_keras.arguments import check_integer
 from fcdm_keras.files import sync
 from fcdm_keras.formats.documents import Count, as_schema, read_json
 from fcdm_keras.training import weight_file
@@ -59,12 +60,9 @@ class CheckpointManager:
     """
 
     def __init__(self, folder, keep_last=3, keep_every=0, read_only=False):
-        for name, value, least in (("keep_last", keep_last, 1), ("keep_every", keep_every, 0)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}. Received: {value!r}")
         self.folder = Path(folder)
-        self.keep_last = keep_last
-        self.keep_every = keep_every
+        self.keep_last = check_integer("keep_last", keep_last, 1, 2**63)
+        self.keep_every = check_integer("keep_every", keep_every, 0, 2**63)
         if not read_only:
             self._prepare()
 

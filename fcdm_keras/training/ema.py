@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from fcdm_keras import backend
+from fcdm_keras.arguments import check_bool, check_share
 from fcdm_keras.network import adapters, weights
 
 
@@ -28,10 +29,8 @@ class EMA(keras.layers.Layer):
 
     def __init__(self, model, decay=0.9999, warmup=False, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
-        if not 0 <= decay < 1:
-            raise ValueError(f"The EMA decay must lie in [0, 1). Received: {decay}")
-        self.decay = decay
-        self.warmup = warmup
+        self.decay = check_share("The EMA decay", decay)
+        self.warmup = check_bool("The EMA's warmup", warmup)
         self._trained = lambda: model  # an attribute that Keras would track as a layer of ours
         self._at_first = frozenset(id(v) for v in model.trainable_variables)
         object.__setattr__(self, "_sources", ())

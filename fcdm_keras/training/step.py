@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from fcdm_keras import backend, distribution
+from fcdm_keras.arguments import check_integer
 from fcdm_keras.diffusion import randomness
 from fcdm_keras.formats import hdf5
 from fcdm_keras.training import checks, weight_file
@@ -58,10 +59,8 @@ class StepTrainer(backend.TrainStep, keras.Model):
 
     def __init__(self, model, losses, *, name, ema_decay, ema_warmup, accumulation_steps, seed):
         super().__init__(dtype=model.dtype_policy, name=name)
-        if accumulation_steps < 1:
-            raise ValueError(f"accumulation_steps must be at least 1. Received: {accumulation_steps}")
         self.autocast = False
-        self.accumulation_steps = accumulation_steps
+        self.accumulation_steps = check_integer("accumulation_steps", accumulation_steps)
         self.seed = seed
         self._seed_words = randomness.seed_words(seed)
         # The names of these attributes and their order are the layout of a checkpoint.

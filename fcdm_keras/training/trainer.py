@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from fcdm_keras import backend
+from fcdm_keras.arguments import check_share
 from fcdm_keras.diffusion import randomness
 from fcdm_keras.diffusion.objectives import IDDPM
 from fcdm_keras.training import checks
@@ -69,8 +70,7 @@ class DiffusionTrainer(StepTrainer):
         accumulation_steps=1,
         seed=0,
     ):
-        if not 0 <= label_dropout < 1:
-            raise ValueError(f"label_dropout must lie in [0, 1). Received: {label_dropout}")
+        check_share("label_dropout", label_dropout)
         if label_dropout_mode not in LABEL_DROPOUT_MODES:
             raise ValueError(
                 f"label_dropout_mode must be one of {LABEL_DROPOUT_MODES}. Received: {label_dropout_mode!r}"
