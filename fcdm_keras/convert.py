@@ -6,9 +6,13 @@ A reference checkpoint is a dict with the state dicts `model` and `ema`, the opt
 Other PyTorch files and `.safetensors` that hold such a network are read too; nothing stored in them is executed.
 """
 
+from pathlib import Path
+
+from fcdm_keras.files import replacing_folder
 from fcdm_keras.network.reference import load_torch_checkpoint, save_torch_state_dict
 from fcdm_keras.network.torch_files import read_torch_file
-from fcdm_keras.options import command_parser, positive, reported
+from fcdm_keras.options import add_overwrite_flag, command_parser, positive, reported
+from fcdm_keras.runs import outputs
 
 __all__ = ["load_torch_checkpoint", "read_torch_file", "save_torch_state_dict"]
 
@@ -19,10 +23,22 @@ def main(arguments=None):
     parser.add_argument("preset", help="folder to write")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="which weights (default: ema)")
     parser.add_argument("--num-classes", type=positive, help='classes; needed where no row stands for "no class"')
+    add_overwrite_flag(parser)
     options = parser.parse_args(arguments)
     with reported():
+        outputs.check_folder(
+            options.preset,
+            "a converted model",
+            overwrite=options.overwrite,
+            inputs=[options.checkpoint],
+            place="folder",
+        )
         backbone = load_torch_checkpoint(options.checkpoint, options.weights, num_classes=options.num_classes)
-        backbone.save_to_preset(options.preset)
+        if outputs.kind_of(options.preset):
+            with replacing_folder(Path(options.preset)) as folder:
+                backbone.save_to_preset(folder)
+        else:
+            backbone.save_to_preset(options.preset)
     print(f"{options.preset}: FCDM with {backbone.count_params():,} parameters, {options.weights} weights.")
 
 

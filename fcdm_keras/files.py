@@ -22,6 +22,10 @@ _MARKS = {  # those of UTF-32 begin with those of UTF-16
 _HIDDEN, _REPLACED = ".unfinished-", "-replaced"  # the names of what is being written, and of what it replaces
 
 
+class DifferentContentsError(ValueError):
+    """A folder holds what another command made, with which this one cannot go on."""
+
+
 @contextlib.contextmanager
 def replacing(path, mode="wb", **options):
     """A file, opened as by `open`, that takes the place of `path` (a `Path`) once it is written and on disk.
@@ -132,7 +136,7 @@ def _beside(path):
 def _opened(path, mode, options):
     """A new file beside `path`, locked before `remove_leftovers` of another process sees it, or another new one."""
     while True:
-        file = open(_beside(path), mode, **options)
+        file = open(_beside(path), mode, **options)  # noqa: SIM115
         _lock(file.fileno())
         if os.path.exists(file.name):
             return file

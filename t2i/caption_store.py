@@ -19,7 +19,7 @@ import numpy as np
 
 from fcdm_keras.data.latent_store import StoreSource
 from fcdm_keras.data.order import augmentation
-from fcdm_keras.files import write_atomically
+from fcdm_keras.files import make_folder, remove_leftovers, replacing, sync, write_atomically
 from t2i.captions import is_blank, is_text
 from t2i.text_encoder import captions_hash, check_same_encoder
 
@@ -51,7 +51,8 @@ def write_captions(folder, captions, encoder):
         _check_same(_read(folder / METADATA), facts, encoder, folder / METADATA)
         return
     parts = folder / UNFINISHED
-    parts.mkdir(exist_ok=True)
+    make_folder(parts)
+    remove_leftovers(parts)
     if (parts / METADATA).exists():
         _check_same(_read(parts / METADATA), facts, encoder, parts)
     else:
@@ -63,7 +64,9 @@ def write_captions(folder, captions, encoder):
         whole[number * PART : (number + 1) * PART] = np.load(file)
     whole.flush()
     del whole
+    sync(unfinished)
     os.replace(unfinished, folder / EMBEDDINGS)
+    sync(folder)
     write_atomically(folder / METADATA, json.dumps({**facts, "captions": captions}, ensure_ascii=False) + "\n")
     shutil.rmtree(parts)
 
@@ -72,9 +75,8 @@ def _part(encoder, texts, start, folder):
     """The file of one part's embeddings, made if it is not there."""
     file = folder / f"{start:09d}.npy"
     if not file.exists():
-        unfinished = folder / ".unfinished.npy"
-        np.save(unfinished, encoder.encode(texts[start : start + PART]).astype(np.float16))
-        os.replace(unfinished, file)
+        with replacing(file) as unfinished:
+            np.save(unfinished, encoder.encode(texts[start : start + PART]).astype(np.float16))
     return file
 
 

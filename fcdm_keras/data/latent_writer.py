@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fcdm_keras.data.labels import check_label
 from fcdm_keras.data.latent_store import METADATA, StoreMetadata, checksum
 from fcdm_keras.data.transforms import UnreadableImageError
-from fcdm_keras.files import write_atomically
+from fcdm_keras.files import DifferentContentsError, make_folder, remove_leftovers, sync, write_atomically
 from fcdm_keras.options import differences
 
 HALF_LIMIT = float(np.finfo(np.float16).max)  # latents are stored in float16
@@ -86,7 +86,9 @@ class StoreEncoder:
         settings = {**json.loads(self.metadata.to_json()), "shard_size": self.shard_size, "images": len(self.source)}
         file = self.folder / "settings.json"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
+            for name in (file.name, METADATA):
+                remove_leftovers(self.folder, name)
             if file.exists():
                 _check_same(json.loads(file.read_text(encoding="utf-8")), settings, self.folder)
             else:
@@ -238,6 +240,7 @@ class ShardWriter:
         self.folder = Path(folder)
         self.name = f"shard-{index:05d}"
         self._unfinished = self.folder / f".unfinished-{self.name}"
+        remove_leftovers(folder, f"{self.name}.json")
         self.images = 0
         self._writer = _guarded(ArrayRecordWriter, str(self._unfinished), "group_size:1,uncompressed")
 
@@ -251,8 +254,7 @@ class ShardWriter:
         """Puts the shard in its place. `facts` are stored with it."""
         _guarded(self._writer.close)
         file = self.folder / f"{self.name}.array_record"
-        with open(self._unfinished, "rb") as unfinished:
-            os.fsync(unfinished.fileno())
+        sync(self._unfinished)
         entry = {
             "file": file.name,
             "images": self.images,
@@ -261,6 +263,7 @@ class ShardWriter:
             **facts,
         }
         os.replace(self._unfinished, file)
+        sync(self.folder)
         write_atomically(self.folder / f"{self.name}.json", json.dumps(entry, ensure_ascii=False) + "\n")
 
 
@@ -272,9 +275,9 @@ def pack_record(mean, std, label, key):
 def _check_same(stored, settings, folder):
     different = differences(stored, settings)
     if different:
-        raise ValueError(
+        raise DifferentContentsError(
             f"{folder} holds a latent store made otherwise ({'; '.join(different)[:600]}): give the options that it "
-            "was started with, or another --output."
+            "was started with, another --output, or --overwrite to replace it."
         )
 
 

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 from keras import ops
 
+from fcdm_keras.files import sync
 from fcdm_keras.network import weights
 
 FACTORS = ("lora_kernel_a", "lora_kernel_b")
@@ -120,7 +121,9 @@ def save(model, file):
         for variable in model.trainable_variables:
             if id(variable) not in own:
                 content[f"weights/{weights.path_in(model, variable)}"] = array(variable)
+    sync(unfinished)
     os.replace(unfinished, file)
+    sync(unfinished.parent)
 
 
 def load(model, file):

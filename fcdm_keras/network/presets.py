@@ -23,8 +23,10 @@ class ReplacedWhole:
 
         Raises:
             ValueError: the folder holds anything else than a preset; nothing has been touched.
+            OSError: it cannot be written; what was there is.
         """
         with replacing(preset_dir) as folder:
+            files.reserve(folder, 4 * self.count_params())
             super().save_to_preset(str(folder), max_shard_size)
 
 
@@ -42,12 +44,16 @@ def replacing(folder):
         yield folder
         return
     check_replaceable(folder)
-    with files.replacing_folder(folder) as unfinished:
-        _being_written.add(unfinished)
-        try:
-            yield unfinished
-        finally:
-            _being_written.discard(unfinished)
+    try:
+        with files.replacing_folder(folder) as unfinished:
+            _being_written.add(unfinished)
+            try:
+                yield unfinished
+            finally:
+                _being_written.discard(unfinished)
+    except (OSError, RuntimeError) as error:  # h5py raises either
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise OSError(f"The preset {folder} could not be written ({reason}); what was there before is.") from None
 
 
 def check_replaceable(folder):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 
 import keras
 import numpy as np
@@ -12,10 +11,10 @@ from fcdm_keras.autoencoders import KLAutoencoder
 from fcdm_keras.data.crops import RandomCrops, crop_batches, open_images
 from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.reconstruction import latent_moments, psnr, reconstruct
-from fcdm_keras.files import write_atomically
+from fcdm_keras.files import replacing, replacing_folder, sync, write_atomically
 from fcdm_keras.options import to_json
 from fcdm_keras.runs import loop, owner
-from fcdm_keras.runs.folder import CHECKPOINTS, LOG, LOSSES, SCORES
+from fcdm_keras.runs.folder import CHECKPOINTS, LOG, LOSSES, SCORES, VAE
 from fcdm_keras.runs.history import describe, read_history, settle
 from fcdm_keras.runs.owned import OwnedCheckpoints
 from fcdm_keras.sampling.writers import grid
@@ -69,8 +68,8 @@ def draw_grid(autoencoder, held_out, folder):
     columns = min(COLUMNS, len(shown))
     rows = [part[start : start + columns] for start in range(0, len(shown), columns) for part in (shown, decoded)]
     rows = [np.concatenate([row, np.full((columns - len(row), *row.shape[1:]), 255, "uint8")]) for row in rows]
-    grid(np.concatenate(rows), columns).save(folder / ".reconstructions.png")
-    os.replace(folder / ".reconstructions.png", folder / "reconstructions.png")
+    with replacing(folder / "reconstructions.png") as file:
+        grid(np.concatenate(rows), columns).save(file, "PNG")
 
 
 def _resume(trainer, manager, config, folder):
@@ -155,10 +154,10 @@ def export(config, autoencoder, folder, images, held_out, steps):
     mean, std = latent_moments(autoencoder, crops)
     autoencoder.scaling_factor, autoencoder.shift_factor = 1.0 / std, mean
     if distribution.is_main():
-        autoencoder.save_diffusers(folder / ".unfinished-vae")
-        shutil.rmtree(folder / "vae", ignore_errors=True)
-        os.replace(folder / ".unfinished-vae", folder / "vae")
+        with replacing_folder(folder / VAE) as unfinished:
+            autoencoder.save_diffusers(unfinished)
         autoencoder.save(folder / ".unfinished.keras")
+        sync(folder / ".unfinished.keras")
         os.replace(folder / ".unfinished.keras", folder / "autoencoder.keras")
     draw_grid(autoencoder, held_out, folder)
     scores = {

@@ -9,7 +9,6 @@ are in Keras's own format, the same on every backend.
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -136,8 +135,9 @@ class CheckpointManager:
     def restore(self, trainer):
         """Loads the newest whole checkpoint into a compiled `trainer`.
 
-        A damaged one is set aside, under a name that begins with `damaged-`, with a warning. The learning rate, or its schedule, is the one compiled; a
-        warning says so where the checkpoint's was another. What is frozen may differ from when it was written.
+        A damaged one is set aside, under a name that begins with `damaged-`, with a warning. The learning rate, or its
+        schedule, is the one compiled; a warning says so where the checkpoint's was another. What is frozen may differ
+        from when it was written.
 
         Returns:
             The step, or `None` where there is no checkpoint.
