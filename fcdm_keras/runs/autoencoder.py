@@ -109,8 +109,6 @@ def train(config, folder, images, held_out):
         _fit(config, folder, images, trainer, manager, start, draw)
     loop.tell_if_beyond(folder, start, config.steps)
     owner.check(folder)
-    if distribution.is_main():
-        plot_losses(folder / LOG, folder / LOSSES, CURVES)
     trainer.ema.copy_to(average)
     return average, trainer.steps_done
 
@@ -144,22 +142,34 @@ class Grid(callbacks.StepCallback):
 
     def on_step(self, logs):
         if self.due(self.every):
-            with signals.interruptible():
-                self.draw()
+            try:
+                with signals.interruptible():
+                    self.draw()
+            except OSError as error:
+                distribution.say(f"There is no grid of step {self.step}. {error}")
 
 
 def export(config, autoencoder, folder, images, held_out, steps):
-    """Measures, sets scale and shift, writes the autoencoder, grid and scores. Returns the scores."""
+    """Measures, sets scale and shift, writes the autoencoder, curves, grid and scores. Returns the scores.
+
+    Raises:
+        OSError: something cannot be written; all else is.
+    """
+    finishing = loop.Finishing(folder)
     crops = RandomCrops(images, config.image_size, MEASURED, 1, config.seed)[0]["images"]
     mean, std = latent_moments(autoencoder, crops)
     autoencoder.scaling_factor, autoencoder.shift_factor = 1.0 / std, mean
     if distribution.is_main():
-        with replacing_folder(folder / VAE) as unfinished:
+        with finishing.step(VAE), replacing_folder(folder / VAE) as unfinished:
             autoencoder.save_diffusers(unfinished)
-        autoencoder.save(folder / ".unfinished.keras")
-        sync(folder / ".unfinished.keras")
-        os.replace(folder / ".unfinished.keras", folder / "autoencoder.keras")
-    draw_grid(autoencoder, held_out, folder)
+        with finishing.step("autoencoder.keras"):
+            autoencoder.save(folder / ".unfinished.keras")
+            sync(folder / ".unfinished.keras")
+            os.replace(folder / ".unfinished.keras", folder / "autoencoder.keras")
+        with finishing.step(LOSSES), replacing(folder / LOSSES) as picture:
+            plot_losses(folder / LOG, picture, CURVES)
+    with finishing.step("reconstructions.png"):
+        draw_grid(autoencoder, held_out, folder)
     scores = {
         "steps": steps,
         "psnr": float(np.mean(psnr(held_out, reconstruct(autoencoder, held_out)))),
@@ -172,8 +182,9 @@ def export(config, autoencoder, folder, images, held_out, steps):
         "weights_hash": autoencoder.weights_hash(),
     }
     if distribution.is_main():
-        write_atomically(folder / SCORES, to_json(scores))
-    distribution.barrier()  # behind it, the files are there for every process
+        with finishing.step(SCORES):
+            write_atomically(folder / SCORES, to_json(scores))
+    finishing.end()  # behind it, the files are there for every process
     return scores
 
 

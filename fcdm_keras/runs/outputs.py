@@ -1,8 +1,9 @@
 """The gate of what commands write: nothing goes that they did not make, unless --overwrite says so.
 
-Standard library only. A folder is known by a file in it, see `kind_of`; a file by a mark that its command puts near its beginning or end. What
-the same command made may be written again. With --overwrite anything that a command of ours made is replaced, once the
-new one is whole and on disk; a folder of other programs' files never is, nor one that holds what is read.
+Standard library only. A folder is known by a file in it, see `kind_of`; a file by a mark that its command puts near its
+beginning or end. What the same command made may be written again. With --overwrite anything that a command of ours made
+is replaced, once the new one is whole and on disk; a folder of other programs' files never is, nor one that holds what
+is read.
 """
 
 import os
