@@ -29,8 +29,9 @@ def kind_of(folder):
         if _has(folder / name, mark):
             return kind
     if (folder / "config.json").exists():
-        begun = any((folder / name).exists() for name in ("checkpoints", ".owner", "log.csv"))
-        return RUN if begun else PRESET if (folder / "metadata.json").exists() else "another program's model"
+        if (folder / "metadata.json").exists():
+            return PRESET
+        return RUN if (folder / "checkpoints").exists() or (folder / "log.csv").exists() else "another program's model"
     if (folder / "store.json").exists():
         return STORE
     return "a folder of checkpoints" if any(folder.glob("step-*/checkpoint.json")) else None
