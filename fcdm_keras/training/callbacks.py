@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fcdm_keras import distribution, signals
-from fcdm_keras.files import remove_leftovers, replacing
+from fcdm_keras.files import make_folder, remove_leftovers, replacing
 from fcdm_keras.sampling.request import draw_together
 from fcdm_keras.sampling.writers import grid
 from fcdm_keras.training.logs import FIELDS, CSVWriter, Progress, StepLog, TensorBoardWriter, read_csv
@@ -138,7 +138,7 @@ class SampleGrid(Drawing):
         if not distribution.is_main():
             return
         picture = self.picture(drawn, self.columns)
-        self._file().parent.mkdir(exist_ok=True)
+        make_folder(self._file().parent)
         remove_leftovers(self._file().parent)
         for path in (self._file(), self.folder / "samples.png"):
             with replacing(path) as file:
