@@ -8,6 +8,9 @@ Other PyTorch files and `.safetensors` that hold such a network are read too; no
 
 from pathlib import Path
 
+import numpy as np
+from keras.ops import convert_to_numpy
+
 from fcdm_keras.files import replacing_folder
 from fcdm_keras.network.reference import load_torch_checkpoint, save_torch_state_dict
 from fcdm_keras.network.torch_files import read_torch_file
@@ -26,20 +29,34 @@ def main(arguments=None):
     add_overwrite_flag(parser)
     options = parser.parse_args(arguments)
     with reported():
-        outputs.check_folder(
-            options.preset,
-            "a converted model",
-            overwrite=options.overwrite,
-            inputs=[options.checkpoint],
-            place="folder",
-        )
+        folder, kind = Path(options.preset), outputs.kind_of(options.preset)
+        ours = kind == outputs.PRESET and not options.overwrite and not (folder / "task.json").exists()  # perhaps
+        if not ours:
+            _check(options)
         backbone = load_torch_checkpoint(options.checkpoint, options.weights, num_classes=options.num_classes)
-        if outputs.kind_of(options.preset):
-            with replacing_folder(Path(options.preset)) as folder:
-                backbone.save_to_preset(folder)
-        else:
-            backbone.save_to_preset(options.preset)
+        if ours and not _is_same(backbone, folder):
+            _check(options)
+        if kind and not ours:
+            with replacing_folder(folder) as unfinished:
+                backbone.save_to_preset(unfinished)
+        elif not ours:
+            backbone.save_to_preset(folder)
     print(f"{options.preset}: FCDM with {backbone.count_params():,} parameters, {options.weights} weights.")
+
+
+def _check(options):
+    inputs = [options.checkpoint]
+    outputs.check_folder(
+        options.preset, "a converted model", overwrite=options.overwrite, inputs=inputs, place="folder"
+    )
+
+
+def _is_same(backbone, folder):
+    """Whether a preset holds this very backbone: a command that was killed at its end is run again."""
+    there = type(backbone).from_preset(folder)
+    left_out = {"name": None, "dtype": None}
+    same = {**there.get_config(), **left_out} == {**backbone.get_config(), **left_out}
+    return same and all(np.array_equal(*map(convert_to_numpy, pair)) for pair in zip(there.weights, backbone.weights))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from fcdm_keras.files import remove_leftovers
 
 RUN, PRESET, STORE, IMAGES = "a run", "a preset", "a latent store", "a folder of drawn images"
 
+_OURS = (RUN, PRESET, STORE, IMAGES)  # what may be replaced as a whole
 _NEAR = 2**16  # bytes at either end of a file in which its mark is looked for
 _MARKED = (  # a file, a mark in it, and what the folder is
     ("settings.json", b'"shard_size"', STORE),
@@ -56,8 +57,8 @@ def check_folder(folder, makes, *, overwrite=False, inputs=(), place="--output")
             raise ValueError(f"{folder} holds {source}, which is read: give another {place}.")
     if kind == RUN and overwrite and any(folder.glob(".owner/*")):
         raise ValueError(f"{folder} is in use by another command (.owner there names it): give another {place}.")
-    if kind not in (None, makes) and not overwrite:
-        remedy = "" if overwrite is None else ", or --overwrite to replace it as a whole"
+    if kind not in (None, makes) and not (overwrite and kind in _OURS):
+        remedy = ", or --overwrite to replace it as a whole" if overwrite is False and kind in _OURS else ""
         raise ValueError(f"{folder} is {kind}, and {makes} is to be written there: give another {place}{remedy}.")
 
 
