@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import processes  # noqa: E402
 from power import cut, state, watched  # noqa: E402
+from suite import CHEAP_COMPILATION, ENVIRONMENT  # noqa: E402
 
 KINDS = ("time", "operation", "power")
 TIMES = {"seconds", "date_saved", "date", "images_per_second", "sha256", "images/s"}  # differ from run to run
@@ -70,7 +71,7 @@ def main():
     parser.add_argument("--backends", nargs="+", default=["jax", "torch", "tensorflow"])
     parser.add_argument("--commands", nargs="+", default=list(COMMANDS), choices=list(COMMANDS))
     options = parser.parse_args()
-    os.environ.update({"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"})
+    os.environ.update({**ENVIRONMENT, "TF_CPP_MIN_LOG_LEVEL": "2", "XLA_FLAGS": CHEAP_COMPILATION})
     chance, lost, done = random.Random(options.seed), [], collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         for place, backend in enumerate(options.backends):
@@ -90,9 +91,8 @@ def main():
                     process.stdin.close()
                     process.wait()
     told = ", ".join(f"{count} by {kind}" for kind, count in sorted(done.items()))
-    print(
-        f"=== {done.total()} kills ({told}) with seed {options.seed} on {', '.join(options.backends)}: {len(lost)} lost ==="
-    )
+    where = f"with seed {options.seed} on {', '.join(options.backends)}"
+    print(f"=== {done.total()} kills ({told}) {where}: {len(lost)} lost ===")
     return 1 if lost else 0
 
 
@@ -256,8 +256,7 @@ def _arrays(content):
     with h5py.File(io.BytesIO(content)) as file:
         every = []
         file.visit(every.append)
-        arrays = {name: file[name][()].tobytes() for name in every if isinstance(file[name], h5py.Dataset)}
-    return arrays
+        return {name: file[name][()].tobytes() for name in every if isinstance(file[name], h5py.Dataset)}
 
 
 def compare(found, expected):
