@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from keras.ops import convert_to_numpy
 
-from fcdm_keras.files import replacing_folder
+from fcdm_keras.network import presets
 from fcdm_keras.network.reference import load_torch_checkpoint, save_torch_state_dict
 from fcdm_keras.network.torch_files import read_torch_file
 from fcdm_keras.options import add_overwrite_flag, command_parser, positive, reported
@@ -36,11 +36,9 @@ def main(arguments=None):
         backbone = load_torch_checkpoint(options.checkpoint, options.weights, num_classes=options.num_classes)
         if ours and not _is_same(backbone, folder):
             _check(options)
-        if kind and not ours:
-            with replacing_folder(folder) as unfinished:
+        if not ours:
+            with presets.replacing(folder, whatever=kind is not None) as unfinished:
                 backbone.save_to_preset(unfinished)
-        elif not ours:
-            backbone.save_to_preset(folder)
     print(f"{options.preset}: FCDM with {backbone.count_params():,} parameters, {options.weights} weights.")
 
 

@@ -7,10 +7,16 @@ import os
 import shutil
 import signal
 
+import kill
+import numpy as np
 import pytest
+from conftest import GOLDEN
+from helpers import tiny_backbone
 from power import cut, state, watched
 from test_checkpoint import FORKS, fork, new_trainer, save
 
+from fcdm_keras import convert, evaluate
+from fcdm_keras.sampling.tasks import ClassToImage
 from fcdm_keras.training.checkpoint import CheckpointManager
 
 pytestmark = [pytest.mark.no_backend, FORKS]
@@ -81,3 +87,48 @@ def test_a_power_cut_costs_no_checkpoint_and_every_fsync_is_needed(start, begun,
     for number in range(1, syncs + 1):
         moments = (None, *range(1, moment))
         assert any(is_lost(trainer, begun / start, place, at, number)[0] for at in moments), f"fsync {number}"
+
+
+def commands(inputs, out):
+    """Commands that cost little, and what is in place of their outputs before."""
+    samples = str(inputs / "a.npz")
+    return {
+        "reference": (evaluate.main, [samples, "--write-reference", str(out / "r.npz"), "--features", "pixels"]),
+        "json": (
+            evaluate.main,
+            [samples, "--reference", samples, "--features", "pixels", "--json", str(out / "a.json")],
+        ),
+        "convert": (convert.main, [str(GOLDEN / "fcdm" / "fcdm_checkpoint.pt"), str(out / "preset"), "--overwrite"]),
+    }
+
+
+@pytest.mark.parametrize("power", [True, False])
+@pytest.mark.parametrize("name", ["reference", "json", "convert"])
+def test_a_command_that_is_ended_and_run_again_leaves_what_an_undisturbed_one_leaves(name, power, tmp_path):
+    """Ended before every operation, or every fifth of many; whatever it replaces is there, whole, in between."""
+    inputs, out = tmp_path / "inputs", tmp_path / "place" / "out"
+    inputs.mkdir()
+    np.savez(inputs / "a.npz", arr_0=np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3)).astype("uint8"))
+    ClassToImage(tiny_backbone((0, 0, 0, 0, 0), in_channels=3), image_size=8).save_to_preset(str(inputs / "preset"))
+    main, flags = commands(inputs, out)[name]
+    found = []
+    for moment in (None, *range(1, 60, 5 if name == "convert" else 1)):
+        shutil.rmtree(out.parent, ignore_errors=True)
+        out.mkdir(parents=True)
+        if name == "convert":
+            shutil.copytree(inputs / "preset", out / "preset")
+        old, before, journal = kill.contents(out), state(out.parent), tmp_path / "journal" if power else None
+        through, _ = ended(lambda: main(flags), out.parent, end_at=moment, journal=journal)
+        if power:
+            cut(out.parent, before, journal)
+            journal.unlink()
+        if moment is None:
+            found.append(kill.contents(out))
+            continue
+        there = {part: kept for part, kept in kill.contents(out).items() if ".unfinished-" not in part}
+        assert there in (old, found[0]), moment
+        ended(lambda: main(flags), out.parent)
+        assert kill.contents(out) == found[0], moment
+        if through:
+            return
+    raise AssertionError("it never got through")

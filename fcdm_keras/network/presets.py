@@ -31,19 +31,25 @@ class ReplacedWhole:
 
 
 @contextlib.contextmanager
-def replacing(folder):
+def replacing(folder, whatever=False):
     """A new folder, to be filled with a preset, that takes the place of `folder` once all of it is on disk.
 
     Within such a folder, as where a task saves its backbone beside itself, it is the folder itself.
 
+    Args:
+        folder: path of the preset.
+        whatever: replace a folder with other contents, too.
+
     Raises:
         ValueError: `folder` holds anything else than a preset; nothing has been touched.
+        OSError: it cannot be written; what was there before is.
     """
     folder = Path(folder)
     if folder in _being_written:
         yield folder
         return
-    check_replaceable(folder)
+    if not whatever:
+        check_replaceable(folder)
     try:
         with files.replacing_folder(folder) as unfinished:
             _being_written.add(unfinished)
