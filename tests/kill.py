@@ -140,11 +140,12 @@ class Campaign:
 
     def begin(self, name):
         """Puts what was there before at the place of the output. Returns its contents."""
-        shutil.rmtree(self.place)
-        self.place.mkdir()
         there = BEFORE.get(name)
         if there:
             self.undisturbed(there.partition("/")[0])
+        shutil.rmtree(self.place)
+        self.place.mkdir()
+        if there:
             shutil.copytree(self.home / there, self.out)
         elif there == "":
             self.out.mkdir()
