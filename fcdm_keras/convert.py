@@ -9,7 +9,6 @@ Other PyTorch files and `.safetensors` that hold such a network are read too; no
 from pathlib import Path
 
 import numpy as np
-from keras.ops import convert_to_numpy
 
 from fcdm_keras.network import presets
 from fcdm_keras.network.reference import load_torch_checkpoint, save_torch_state_dict
@@ -54,7 +53,7 @@ def _is_same(backbone, folder):
     there = type(backbone).from_preset(folder)
     left_out = {"name": None, "dtype": None}
     same = {**there.get_config(), **left_out} == {**backbone.get_config(), **left_out}
-    return same and all(np.array_equal(*map(convert_to_numpy, pair)) for pair in zip(there.weights, backbone.weights))
+    return same and all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(there.weights, backbone.weights))
 
 
 if __name__ == "__main__":
