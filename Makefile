@@ -4,7 +4,7 @@ KERAS_BACKEND ?= jax
 WORKERS ?= 3
 BIN := .venv/bin
 
-.PHONY: train test test-quick test-latest lint kill test-jax test-torch test-tensorflow
+.PHONY: train test test-quick test-latest lint kill fuzz test-jax test-torch test-tensorflow
 
 train: .venv/installed
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python train_imagenet.py
@@ -35,6 +35,11 @@ KILLS ?= 300
 SEED ?= 1
 kill: .venv/installed
 	$(BIN)/python tests/kill.py --kills $(KILLS) --seed $(SEED)
+
+# Damaged and hostile files of every kind at every door, from random seeds, for this long.
+SECONDS ?= 60
+fuzz: .venv/installed
+	KERAS_BACKEND=torch $(BIN)/python tests/fuzz/fuzz_frame.py --seconds $(SECONDS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

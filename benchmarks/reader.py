@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from fcdm_keras.data.batches import training_batches
-from fcdm_keras.data.latent_store import METADATA, LatentStore, StoreMetadata, StoreSource
+from fcdm_keras.data.latent_store import LatentStore, StoreSource
 from fcdm_keras.data.latent_writer import ShardWriter
+from fcdm_keras.data.store_metadata import METADATA, Shard, StoreMetadata
 from fcdm_keras.files import write_atomically
 
 PAPER_FORWARD = 2687  # images/s of FCDM-S, forward, one GPU (paper)
@@ -48,7 +49,7 @@ def random_store(folder, count):
         flips=True,
         class_names=tuple(map(str, range(1000))),
         num_images=count,
-        shards=({"file": file.name, "images": count, "bytes": file.stat().st_size, "sha256": ""},),
+        shards=(Shard(file=file.name, images=count, bytes=file.stat().st_size, sha256=""),),
     )
     write_atomically(Path(folder) / METADATA, metadata.to_json())
     return LatentStore(folder)

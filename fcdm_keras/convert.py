@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fcdm_keras.formats.torch_files import read_torch_file
 from fcdm_keras.network import presets
 from fcdm_keras.network.reference import load_torch_checkpoint, save_torch_state_dict
-from fcdm_keras.network.torch_files import read_torch_file
 from fcdm_keras.options import add_overwrite_flag, command_parser, positive, reported
 from fcdm_keras.runs import outputs
 

@@ -12,6 +12,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+LIMIT = 64 * 2**20  # bytes of a text
 _MARKS = {  # those of UTF-32 begin with those of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -185,14 +186,25 @@ def sync(path):
             raise
 
 
-def read_text(file):
+def read_text(file, limit=LIMIT):
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark; the mark is left out.
 
+    Args:
+        file: its path.
+        limit: bytes that it may have; no more of it are read.
+
     Raises:
-        ValueError: it is other text, or none; names the byte.
+        ValueError: it is longer, or other text, or none; names the byte.
         OSError: the file cannot be read.
     """
-    data = Path(file).read_bytes()
+    try:
+        with open(file, "rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            data = opened.read(limit + 1) if size <= limit else b""
+    except OSError as error:
+        raise type(error)(f"{file} cannot be read: {error.strerror or error}.") from None
+    if max(size, len(data)) > limit:
+        raise ValueError(f"{file} has {max(size, len(data)):,} bytes or more; such a file has at most {limit:,}.")
     if data.startswith(b"version https://git-lfs.github.com/"):
         raise ValueError(f"{file} is a pointer of git-lfs and not the file itself: get it with `git lfs pull`.")
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
@@ -206,6 +218,17 @@ def read_text(file):
         known = encoding.removesuffix("-sig").upper()
         raise ValueError(f"{file} is no text in {known}: byte {wrong:,} is 0x{data[wrong]:02x}; save it as UTF-8.")
     return text
+
+
+def is_utf8(path):
+    """Whether a path, or another text, is one in UTF-8, as files of JSON hold them."""
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))
+
+
+def check_utf8(what, path):
+    """Raises ValueError for a path that another library, or a file of ours, cannot hold; `what` names it."""
+    if not is_utf8(path):
+        raise ValueError(f"{what} must have a path in UTF-8. Received: {str(path)!r}; rename it.")
 
 
 def read_lines(file):

@@ -2,7 +2,7 @@
 
     python -m fcdm_keras.model_table
 
-GMACs are what the paper calls FLOPs (G), see `fcdm_keras.network.costs`. Standard library only.
+GMACs are what the paper calls FLOPs (G), see `fcdm_keras.network.costs`. Nothing heavy is imported.
 """
 
 import argparse

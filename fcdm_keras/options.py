@@ -2,8 +2,8 @@
 
 A settings class is a frozen dataclass whose fields are made by `setting`, `changeable` or `adjustable`: a field states
 its default, help, checks, choices, and whether it may change when a run is resumed, in one place. Its method `check`
-raises a ValueError for what makes no run. Stored as JSON, it is flat. Standard library only: bad flags are refused
-before anything heavy is imported.
+raises a ValueError for what makes no run. Stored as JSON, it is flat. Nothing heavy is imported here: bad flags are
+refused at once.
 """
 
 import argparse
@@ -13,11 +13,14 @@ import json
 import math
 import shlex
 import sys
+from typing import Any
 
 from fcdm_keras import signals
-from fcdm_keras.files import make_folder, read_text, remove_leftovers, write_atomically
+from fcdm_keras.files import is_utf8, make_folder, remove_leftovers, write_atomically
+from fcdm_keras.formats.documents import CURE, as_schema, parse_json
 
 REQUIRED = dataclasses.MISSING  # in place of a default
+WIDTHS = tuple[int, ...]  # the type of a field whose flag is such as 16,32,64
 ASKED = "asked"  # in place of whether a field may change: if its flag is given
 
 
@@ -76,6 +79,8 @@ def check(settings):
         value, rules = getattr(settings, field.name), field.metadata
         if field.type is float and not math.isfinite(value):
             raise ValueError(f"{field.name} must be finite. Received: {value}")
+        if isinstance(value, str) and not is_utf8(value):
+            raise ValueError(f"{field.name} must be text in UTF-8, as it is stored. Received: {value!r}; rename it")
         for holds, text in rules["checks"]:
             if not holds(value):
                 raise ValueError(f"{field.name} must {text}. Received: {value}")
@@ -120,12 +125,12 @@ def add_flags(parser, settings_class, show_defaults=False):
             continue
         options = {"help": text, "default": None}
         if show_defaults:
-            shown = ",".join(map(str, field.default)) if field.type is tuple else field.default
+            shown = ",".join(map(str, field.default)) if field.type == WIDTHS else field.default
             options["help"] = f"{text} (default {shown})"
         if field.type is bool:
             parser.add_argument(flag(field.name), action=argparse.BooleanOptionalAction, **options)
         else:
-            kind = integers if field.type is tuple else field.type
+            kind = integers if field.type == WIDTHS else field.type
             parser.add_argument(flag(field.name), type=kind, choices=field.metadata["choices"], **options)
 
 
@@ -157,27 +162,27 @@ def from_recipe(options, recipes):
     return settings
 
 
-def from_json(text, settings_class, others=False):
+def from_json(text, settings_class, others=False, where="This is no configuration of a run: it", cure=CURE):
     """The inverse of `to_json`.
 
     Args:
         text: JSON.
         settings_class: the class that was written.
         others: leave out what the class has no field for, to read what classes derived from it have in common.
+        where, cure: what to call the text, and what to do about a bad one, in the sentence of an error.
 
     Raises:
-        ValueError: for other text.
+        ValueError: for other text, and for settings that make no run.
     """
-    try:
-        values = json.loads(text)
+    values = parse_json(text, dict[str, Any], where, cure)
+    if others:
         names = {field.name for field in dataclasses.fields(settings_class)}
-        unknown = [name for name in values if name not in names]
-        if unknown and not others:
-            raise ValueError(f"it is of another kind of run, with {unknown[0]}")
-        settings = settings_class(**{name: value for name, value in values.items() if name in names})
+        values = {name: value for name, value in values.items() if name in names}
+    settings = as_schema(values, settings_class, where, cure)
+    try:
         settings.check()
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"This is no configuration of a run ({error}).") from None
+    except ValueError as error:
+        raise ValueError(f"{where} makes no run: {str(error).rstrip('.')}; {cure}.") from None
     return settings
 
 
@@ -263,14 +268,17 @@ def reported(stopped="Stopped."):
 
 
 def to_json(settings):
-    """A settings object, or a dict, as JSON text."""
+    """A settings object, or a dict, as JSON text; NaN and infinite numbers, which JSON has not, as null."""
     values = dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings
-    return json.dumps(values, indent=2) + "\n"
+    return json.dumps(_without_nan(values), indent=2) + "\n"
 
 
-def read_json(file):
-    """What a JSON file (a `Path`) holds. Raises ValueError or OSError."""
-    return json.loads(read_text(file))
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def changes(stored, now, free=()):

@@ -1,4 +1,4 @@
-"""Tables: model sizes, samplers, the settings of a training run, and the recipes. Standard library only."""
+"""Tables: model sizes, samplers, the settings of a training run, and the recipes. Nothing heavy is imported."""
 
 import dataclasses
 
@@ -39,10 +39,10 @@ class TrainConfig:
     recipe: str = setting()
     dataset: str = setting(REQUIRED, "data set")
     model: str = setting(REQUIRED, "model size: " + ", ".join(MODEL_SIZES), choices=MODEL_SIZES)
-    image_size: int = setting(REQUIRED, "side of the images, pixels", at_least(4))
-    num_classes: int = setting(REQUIRED, "number of classes; default the latent store's", at_least(1))
+    image_size: int = setting(REQUIRED, "side of the images, pixels", between(4, 65_536))
+    num_classes: int = setting(REQUIRED, "number of classes; default the latent store's", between(1, 10**6))
     steps: int = changeable(REQUIRED, "optimizer steps in all", at_least(1))
-    latent_channels: int = setting(4, "channels of the latents", at_least(1))
+    latent_channels: int = setting(4, "channels of the latents", between(1, 65_536))
     latent_scale: float = setting(
         0.18215,
         "factor from the autoencoder's latents to what is diffused, which the store must have; 0 is any",
@@ -132,7 +132,7 @@ class VAEConfig:
     resize: int = setting(
         0, "reduce images whose shorter side is longer than this to it; 0 keeps them as they are", at_least(0)
     )
-    block_out_channels: tuple = setting(
+    block_out_channels: tuple[int, ...] = setting(
         (16, 32, 64), "widths of the levels, such as 16,32,64; each but the last halves"
     )
     layers_per_block: int = setting(

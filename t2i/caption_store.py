@@ -14,14 +14,19 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta, to_builtins
 
 from fcdm_keras.data.latent_store import StoreSource
 from fcdm_keras.data.order import augmentation
 from fcdm_keras.files import make_folder, remove_leftovers, replacing, sync, write_atomically
-from t2i.captions import is_blank, is_text
-from t2i.text_encoder import captions_hash, check_same_encoder
+from fcdm_keras.formats.documents import Identifier, Struct, read_json
+from fcdm_keras.formats.npz import NpzArray, load_small
+from fcdm_keras.formats.numbers import check_finite
+from t2i.captions import LIMIT, is_blank, is_text
+from t2i.text_encoder import Identity, Settings, captions_hash, check_same_encoder
 
 METADATA, EMBEDDINGS, UNFINISHED = "captions.json", "embeddings.npy", "captions.unfinished"
 PART = 8192  # captions per part
@@ -45,23 +50,24 @@ def write_captions(folder, captions, encoder):
     for number, own in enumerate(captions):
         if not _are_captions(own) or any(map(is_blank, own)):
             raise ValueError(f"Captions must be texts, at least one of each image. Received: {own!r} of image {number}")
+    captions = tuple(map(tuple, captions))
     texts = [caption for own in captions for caption in own] + [""]
     facts = {"encoder": encoder.identity(), "settings": encoder.settings(), "hash": captions_hash(texts)}
     if (folder / METADATA).exists():
-        _check_same(_read(folder / METADATA), facts, encoder, folder / METADATA)
+        _check_same(_read(folder / METADATA, _Captions), facts, captions, encoder, folder / METADATA)
         return
     parts = folder / UNFINISHED
     make_folder(parts)
     remove_leftovers(parts)
     if (parts / METADATA).exists():
-        _check_same(_read(parts / METADATA), facts, encoder, parts)
+        _check_same(_read(parts / METADATA, _Facts), facts, captions, encoder, parts)
     else:
         write_atomically(parts / METADATA, json.dumps(facts) + "\n")
     files = [_part(encoder, texts, start, parts) for start in range(0, len(texts), PART)]
     unfinished = parts / EMBEDDINGS
     whole = np.lib.format.open_memmap(unfinished, "w+", np.float16, (len(texts), encoder.embedding_dim))
     for number, file in enumerate(files):
-        whole[number * PART : (number + 1) * PART] = np.load(file)
+        whole[number * PART : (number + 1) * PART] = load_small(file, kinds="f")
     whole.flush()
     del whole
     sync(unfinished)
@@ -80,19 +86,26 @@ def _part(encoder, texts, start, folder):
     return file
 
 
-def _check_same(stored, facts, encoder, where):
-    check_same_encoder(stored["encoder"], encoder, str(where))
-    if stored["hash"] != facts["hash"]:
+def _check_same(stored, facts, captions, encoder, where):
+    check_same_encoder(to_builtins(stored.encoder), encoder, str(where))
+    if stored.hash != facts["hash"] or getattr(stored, "captions", captions) != captions:
         raise ValueError(f"{where} holds other captions than these: remove it to make them again.")
 
 
-def _read(file):
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        _ = content["encoder"], content["settings"], content["hash"]
-        return content
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}): remove it and run `python -m t2i.encode` again.") from None
+class _Facts(Struct):
+    """What the captions of a store were encoded with; `hash` is of the captions."""
+
+    encoder: Identity
+    settings: Settings
+    hash: Identifier
+
+
+class _Captions(_Facts):
+    captions: tuple[Annotated[tuple[str, ...], Meta(min_length=1)], ...]
+
+
+def _read(file, schema):
+    return read_json(file, schema, "remove it and run `python -m t2i.encode` again", LIMIT)
 
 
 def _are_captions(own):
@@ -100,9 +113,9 @@ def _are_captions(own):
 
 
 def _checked(captions, file):
-    """Captions as they were stored. Raises ValueError for others, and for an image of which nothing says anything."""
-    for number, own in enumerate(captions if isinstance(captions, list) else [captions]):
-        if not _are_captions(own) or all(map(is_blank, own)):
+    """Captions as they were stored. Raises ValueError for an image of which nothing says anything."""
+    for number, own in enumerate(captions):
+        if all(map(is_blank, own)):
             raise ValueError(f"{file} has no caption of image {number}, but {str(own)[:60]}: {_AGAIN}.")
     return captions
 
@@ -130,9 +143,9 @@ class CaptionStore:
             raise FileNotFoundError(
                 f"The latent store {folder} has no captions: make it, or finish it, with `python -m t2i.encode`."
             )
-        content = _read(self.folder / METADATA)
-        self.encoder, self.settings = content["encoder"], content["settings"]
-        stored = _checked(content.get("captions"), self.folder / METADATA)
+        content = _read(self.folder / METADATA, _Captions)
+        self.encoder, self.settings = to_builtins(content.encoder), to_builtins(content.settings)
+        stored = _checked(content.captions, self.folder / METADATA)
         self.captions = [[text for text in own if not is_blank(text)] for own in stored]
         self._rows = np.flatnonzero([not is_blank(text) for own in stored for text in own])
         self._firsts = np.cumsum([0, *map(len, self.captions)])
@@ -140,14 +153,14 @@ class CaptionStore:
         self.blank = count - len(self._rows)
         expected = (count + 1, self.encoder["embedding_dim"])
         try:
-            self._embeddings = np.load(self.folder / EMBEDDINGS, mmap_mode="r")
+            array = NpzArray(self.folder / EMBEDDINGS, kinds="f")
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.folder / EMBEDDINGS} is damaged ({error}): {_AGAIN}.") from None
-        if self._embeddings.shape != expected:
+        if array.shape != expected:
             raise ValueError(
-                f"{self.folder / EMBEDDINGS} must have the shape {expected}. "
-                f"Received: {self._embeddings.shape}; {_AGAIN}."
+                f"{self.folder / EMBEDDINGS} must have the shape {expected}. Received: {array.shape}; {_AGAIN}."
             )
+        self._embeddings = array.mapped()
 
     def __len__(self):
         return len(self.captions)
@@ -158,10 +171,13 @@ class CaptionStore:
     def read(self, images, numbers):
         """Embeddings of caption `numbers` `(B,)` of images `(B,)`, float32 `(B, D)`."""
         rows = self._rows[self._firsts[np.asarray(images)] + np.asarray(numbers)]
-        return self._embeddings[rows].astype(np.float32)
+        embeddings = self._embeddings[rows].astype(np.float32)
+        check_finite(f"{self.folder / EMBEDDINGS}", embeddings)
+        return embeddings
 
     def all_embeddings(self):
         """Those of all captions, float16 `(N, D)`."""
+        check_finite(f"{self.folder / EMBEDDINGS}", self._embeddings)
         return self._embeddings[self._rows] if self.blank else self._embeddings[:-1]
 
     def null_embedding(self):

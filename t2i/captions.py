@@ -1,16 +1,38 @@
-"""What a caption is, and the official caption files of COCO. Standard library only.
+"""What a caption is, and the official caption files of COCO. No Keras here: data workers import this file.
 
 Captions are strings with something to see in them. What is no text is refused, for nobody knows what it was meant to
 be; blank ones are left out and counted.
 """
 
-import json
+import os
 import re
+from typing import Any
 
-from fcdm_keras.files import read_text
+import msgspec
+
+from fcdm_keras.formats.documents import read_json, shown
 
 EXPECTED = "expected a JSON object with `images` (id, file_name) and `annotations` (image_id, caption: one string)"
+LIMIT = 2**30  # bytes of a file of captions
 _HALVES = re.compile("[\ud800-\udfff]")
+_Id = int | float | str
+
+
+class _Image(msgspec.Struct):
+    id: _Id
+    file_name: str
+
+
+class _Annotation(msgspec.Struct):
+    image_id: _Id
+    caption: Any  # which images have none that is a text is told of all
+
+
+class _File(msgspec.Struct):
+    """What is read of a caption file; COCO's have more."""
+
+    images: list[_Image]
+    annotations: list[_Annotation]
 
 
 def is_text(value):
@@ -48,7 +70,7 @@ def read_captions(file):
         if name is None:
             unknown.append(image)
         elif not is_text(caption):
-            wrong.append(f"{_shown(caption)} of {name}")
+            wrong.append(f"{shown(caption)} of {name}")
         else:
             captions[name].append(caption)
     if unknown:
@@ -80,33 +102,17 @@ def check_captions(captions, where):
 
 def _lists(file):
     """Pairs (id, file name) of the images, and pairs (image's id, caption) of the annotations."""
-    text = read_text(file)
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        several = "Extra data" in str(error) and text.lstrip()[:1] in "{["
-        raise _other(file, "several JSON values, one after the other" if several else f"no JSON: {error}") from None
-    lists = []
-    for key, fields in (("images", ("id", "file_name")), ("annotations", ("image_id", "caption"))):
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise _other(file, _form(content))
-        for number, entry in enumerate(entries):
-            lacking = [name for name in fields if not isinstance(entry, dict) or name not in entry]
-            if lacking:
-                raise _other(file, f"entry {number} of its `{key}` has no {lacking[0]}")
-            if isinstance(entry[fields[0]], (list, dict)):
-                raise _other(file, f"entry {number} of its `{key}` has the {fields[0]} {_shown(entry[fields[0]])}")
-        lists.append([tuple(entry[name] for name in fields) for entry in entries])
-    return lists
+    content = read_json(file, _File, EXPECTED, LIMIT)
+    images = [(entry.id, entry.file_name) for entry in content.images]
+    return images, [(entry.image_id, entry.caption) for entry in content.annotations]
 
 
 def _names(file, images):
     """The images' file names by their ids."""
     names = {}
     for image, name in images:
-        if not is_text(name) or not name:
-            raise _other(file, f"image {image} has the file_name {_shown(name)}")
+        if not _is_name(name):
+            raise ValueError(f"{file}: image {image} has the file_name {shown(name)}; {EXPECTED}.")
         if names.setdefault(image, name) != name:
             raise ValueError(
                 f"{file} gives the id {image} to {names[image]} and to {name}: each image needs an id of its own."
@@ -114,23 +120,15 @@ def _names(file, images):
     return names
 
 
+def _is_name(name):
+    """Whether a text can be a file's name, of any bytes: those that are no UTF-8 are halves of characters in JSON."""
+    try:
+        return bool(name) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+
+
 def _plain(image):
     """An id as programs that keep numbers as texts or as fractions would write it: 9, 9.0, "9" and "009" are one."""
     text = str(image).removesuffix(".0")
     return text.lstrip("0") or text
-
-
-def _other(file, form):
-    return ValueError(f"{file} is no caption file of COCO ({form}): {EXPECTED}.")
-
-
-def _form(content):
-    if isinstance(content, dict):
-        return f"a JSON object with {', '.join(map(_shown, list(content)[:4])) or 'nothing in it'}"
-    return (
-        f"a JSON list of {len(content):,} values" if isinstance(content, list) else f"the JSON value {_shown(content)}"
-    )
-
-
-def _shown(value):
-    return json.dumps(value)[:60]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fcdm_keras.data.pictures import shown
 from fcdm_keras.data.tfds_sources import VALIDATION, Features, TFDSSource, prepared_builder
 from fcdm_keras.data.transforms import Example
 from t2i.captions import check_captions, cleaned, read_captions
@@ -57,7 +58,7 @@ class COCOFolder:
     class_names = ("captioned",)
 
     def __init__(self, path, split="train", captions=None):
-        self.name = str(path)
+        self.name = shown(path)
         self.split, self._images = _image_folder(Path(path), split)
         file = Path(captions) if captions else Path(path) / "annotations" / f"captions_{self.split}.json"
         if not file.exists():
@@ -74,7 +75,7 @@ class COCOFolder:
         self._captions = {}
         for name, own in listed.items():
             self._captions.setdefault(keys[name], []).extend(own)
-        self._keys = list(self._captions)
+        self._keys = list(self._captions)  # paths, of any bytes
         self.other_files = len(on_disk.difference(self._keys))
         self.left_out = f"{self.other_files:,} entries are left out: without captions." if self.other_files else ""
         self.remarks = _remarks(file, blank=blank, twice=count - len(self._keys))
@@ -93,11 +94,11 @@ class COCOFolder:
     def read(self, start, stop):
         """Yields `Example`s, in the order of the caption file."""
         for key in self._keys[start:stop]:
-            yield Example(self._images / key, 0, key)
+            yield Example(self._images / key, 0, shown(key))
 
     def captions(self):
         """Captions of every image by its key, in the order of the images."""
-        return self._captions
+        return {shown(key): own for key, own in self._captions.items()}
 
 
 def _image_folder(root, split):

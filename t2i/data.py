@@ -6,7 +6,7 @@ import json
 import numpy as np
 from keras import ops
 
-from fcdm_keras import distribution, options
+from fcdm_keras import distribution
 from fcdm_keras.files import replacing, write_atomically
 from fcdm_keras.runs import build
 from fcdm_keras.runs.data import ClassData, draw_scored, open_stored, reference_judge
@@ -166,7 +166,7 @@ def _check_remembered(folder, text):
     """The run folder keeps to the text encoder that the run was trained with so far."""
     file = folder / TEXT
     if file.exists() and begun(folder):
-        stored, own = options.read_json(file)["identity"], text["identity"]
+        stored, own = load.read_text_settings(folder)["identity"], text["identity"]
         if stored != own:
             raise ValueError(
                 f"{folder} was trained with another text encoder ({stored} there, {own} now): give that one, or "

@@ -1,4 +1,4 @@
-"""Data sets of captioned images, as objects like those of `fcdm_keras.runs.datasets`. Standard library only."""
+"""Data sets of captioned images, as objects like those of `fcdm_keras.runs.datasets`. Nothing heavy is imported."""
 
 import dataclasses
 

@@ -1,10 +1,11 @@
 """The work of `python -m t2i.encode`: a latent store, and its captions with their embeddings."""
 
-import json
 from pathlib import Path
 
 from fcdm_keras import distribution
 from fcdm_keras.data.encode import arguments, encode
+from fcdm_keras.data.store_metadata import ShardEntry
+from fcdm_keras.formats.documents import read_json
 from t2i.caption_store import write_captions
 from t2i.coco import open_coco
 from t2i.recipes import UNTRAINED
@@ -39,8 +40,7 @@ def stored_captions(source, folder, metadata):
     """Captions of the images that a store holds, in its order: those that could be read."""
     skipped = set()
     for shard in metadata.shards:
-        entry = json.loads((Path(folder) / shard["file"]).with_suffix(".json").read_text(encoding="utf-8"))
-        skipped |= {key for key, _ in entry["skipped"]}
+        skipped |= {key for key, _ in read_json((Path(folder) / shard.file).with_suffix(".json"), ShardEntry).skipped}
     captions = [own for key, own in source.captions().items() if key not in skipped]
     if len(captions) != metadata.num_images:
         raise ValueError(

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from fcdm_keras import options
+from msgspec import to_builtins
+
+from fcdm_keras.formats.documents import Struct, as_schema, read_json
+from fcdm_keras.network import presets
 from fcdm_keras.network.base import DiffusionBackbone
 from fcdm_keras.runs import build
 from fcdm_keras.runs import load as class_models
@@ -10,8 +13,14 @@ from fcdm_keras.runs.folder import PRESET, stored_config
 from t2i.conditioning import TextConditioning
 from t2i.recipes import TextTrainConfig
 from t2i.shapes import autoencoder as shapes
+from t2i.text_encoder import Identity, Settings
 
 TEXT = "text.json"  # in the run folder: the text encoder's settings and identity
+
+
+class _Text(Struct):
+    settings: Settings
+    identity: Identity
 
 
 def build_backbone(config, embedding_dim):
@@ -36,9 +45,19 @@ def stored_identity(source):
     """The identity of the text encoder of a run or preset folder; `None` where there is none."""
     for file in (Path(source, PRESET, "task.json"), Path(source, "task.json"), Path(source, TEXT)):
         if file.exists():
-            content = options.read_json(file)
-            return content["identity"] if file.name == TEXT else content["config"].get("text_identity")
+            return read_text_settings(source)["identity"] if file.name == TEXT else _task_identity(file)
     return None
+
+
+def read_text_settings(folder):
+    """The text encoder of a run folder: a dict of its `settings` and `identity`. Raises ValueError or OSError."""
+    return to_builtins(read_json(Path(folder) / TEXT, _Text))
+
+
+def _task_identity(file):
+    config = presets.read_object(file)["config"]
+    identity = as_schema(config.get("text_identity"), Identity | None, file)
+    return identity and to_builtins(identity)
 
 
 def unfinished_parts(folder, autoencoder=None):
@@ -60,7 +79,7 @@ def unfinished_parts(folder, autoencoder=None):
     backbone = _newest_backbone(config, folder)
     if backbone is None:
         return None
-    text = options.read_json(folder / TEXT)
+    text = read_text_settings(folder)
     return {
         "backbone": backbone,
         "autoencoder": autoencoder or stored_autoencoder(config, folder),
@@ -71,7 +90,7 @@ def unfinished_parts(folder, autoencoder=None):
 
 
 def _newest_backbone(config, folder):
-    embedding_dim = options.read_json(folder / TEXT)["identity"]["embedding_dim"]
+    embedding_dim = read_text_settings(folder)["identity"]["embedding_dim"]
     return class_models.newest_average(config, folder, build_backbone(config, embedding_dim))
 
 

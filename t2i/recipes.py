@@ -1,4 +1,4 @@
-"""The settings of a run of a text-to-image model, and its recipes. Standard library only."""
+"""The settings of a run of a text-to-image model, and its recipes. Nothing heavy is imported."""
 
 import dataclasses
 

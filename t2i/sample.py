@@ -50,10 +50,7 @@ def parse(arguments=None):
 
 def read_prompts(file):
     """The lines of a file. Raises ValueError or OSError, in one sentence, for one without."""
-    try:
-        texts = read_lines(file)
-    except OSError as error:
-        raise OSError(f"The prompts {file} cannot be read: {error.strerror}.") from None
+    texts = read_lines(file)
     if not texts:
         raise ValueError(f"{file} holds no prompts. Expected one per line.")
     return texts

@@ -2,11 +2,13 @@
 
 import keras
 import numpy as np
+from msgspec import to_builtins
 
+from fcdm_keras.formats.documents import as_schema
 from fcdm_keras.runs.load import find_model
 from fcdm_keras.sampling.tasks import ImageTask
 from t2i.load import unfinished_parts
-from t2i.text_encoder import OpenCLIPTextEncoder, check_prompts, check_same_encoder
+from t2i.text_encoder import Arguments, Identity, OpenCLIPTextEncoder, check_prompts, check_same_encoder
 
 
 @keras.saving.register_keras_serializable("t2i")
@@ -39,10 +41,11 @@ class TextToImage(ImageTask):
         super().__init__(backbone, autoencoder, image_size, **kwargs)
         self._encoder = None
         self._text_settings = None
-        self._text_identity = text_identity and dict(text_identity)
+        self._text_identity = text_identity and to_builtins(as_schema(text_identity, Identity, "text_identity"))
         if isinstance(text_encoder, OpenCLIPTextEncoder):
             self._use(text_encoder)
         elif text_encoder is not None:
+            as_schema(text_encoder, Arguments, "text_encoder")
             self._text_settings = dict(text_encoder)
         dimension = (self._text_identity or {}).get("embedding_dim", backbone.conditioning.embedding_dim)
         if dimension != backbone.conditioning.embedding_dim:

@@ -9,12 +9,49 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from msgspec import Struct as Foreign
+from msgspec import to_builtins
 
 from fcdm_keras.files import replacing
+from fcdm_keras.formats.documents import Identifier, Name, Size, Struct, Width, parse_json, read_json
+from fcdm_keras.formats.npz import load_small
+from fcdm_keras.formats.numbers import check_finite
 
 _ERRORS = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError, "OSError": OSError}
+
+
+class Identity(Struct):
+    """What embeddings must agree in to be of the same encoder."""
+
+    model: Name
+    weights_hash: Identifier
+    embedding_dim: Width
+
+
+class Settings(Struct):
+    """What makes an encoder again, as `OpenCLIPTextEncoder` takes it."""
+
+    model: Name
+    pretrained: Name | None
+    seed: int = 0
+
+
+class Arguments(Settings):
+    """As a task keeps them: also what decides no embedding."""
+
+    device: Name | None = None
+    batch_size: Size = 128
+
+
+class _ModelConfig(Foreign):
+    """What open_clip's model configurations must have."""
+
+    embed_dim: Width
+    vision_cfg: dict[str, Any]
+    text_cfg: dict[str, Any]
 
 
 class OpenCLIPTextEncoder:
@@ -51,6 +88,8 @@ class OpenCLIPTextEncoder:
     def __init__(self, model="ViT-L-14", pretrained="openai", seed=0, device=None, batch_size=128):
         if not isinstance(model, str) or not isinstance(pretrained, (str, type(None))):
             raise ValueError(f"model must be a string, pretrained one or None. Received: {model!r}, {pretrained!r}")
+        if model.endswith(".json"):
+            read_json(model, _ModelConfig, "give a model configuration of open_clip")
         self.model, self.pretrained, self.seed = absolute(model), absolute(pretrained), int(seed)
         self.batch_size = batch_size
         self.truncated = []
@@ -123,7 +162,9 @@ class OpenCLIPTextEncoder:
                 f"{named}{', …' if len(truncated) > 3 else ''}.",
                 stacklevel=2,
             )
-        return np.concatenate(embeddings)
+        embeddings = np.concatenate(embeddings)
+        check_finite(f"An embedding by {self.model}", embeddings)
+        return embeddings
 
     def weights_hash(self):
         """A checksum of the tower's weights, hexadecimal."""
@@ -131,15 +172,11 @@ class OpenCLIPTextEncoder:
 
     def identity(self):
         """What embeddings must agree in to be of the same encoder, for JSON."""
-        return {
-            "model": os.path.basename(self.model),
-            "weights_hash": self._weights_hash,
-            "embedding_dim": self.embedding_dim,
-        }
+        return to_builtins(Identity(os.path.basename(self.model), self._weights_hash, self.embedding_dim))
 
     def settings(self):
         """What makes this encoder again, for JSON."""
-        return {"model": self.model, "pretrained": self.pretrained, "seed": self.seed}
+        return to_builtins(Settings(self.model, self.pretrained, self.seed))
 
     def close(self):
         """Ends the process."""
@@ -220,12 +257,14 @@ def cached_embeddings(encoder, captions, path):
             np.savez(file, embeddings=embeddings, captions=checksum, encoder=json.dumps(encoder.identity()))
         return embeddings
     try:
-        with np.load(path) as arrays:
-            stored, made_of = json.loads(str(arrays["encoder"])), str(arrays["captions"])
-            embeddings = arrays["embeddings"]
-    except Exception as error:  # zipfile, zlib and NumPy each have their own
-        raise ValueError(f"The embeddings in {path} cannot be read ({error}): remove the file.") from None
-    check_same_encoder(stored, encoder, f"The file of embeddings {path}")
+        described, made_of = (str(load_small(path, name, "U")) for name in ("encoder", "captions"))
+        embeddings = load_small(path, "embeddings", "f")
+    except ValueError as error:
+        raise ValueError(
+            f"The embeddings in {path} cannot be read ({str(error).rstrip('.')}): remove the file."
+        ) from None
+    stored = parse_json(described, Identity, f"`encoder` of {path}", "remove the file")
+    check_same_encoder(to_builtins(stored), encoder, f"The file of embeddings {path}")
     if made_of != checksum or embeddings.shape != (len(captions), encoder.embedding_dim):
         raise ValueError(f"The embeddings in {path} are of other captions: remove the file, or give another one.")
     return embeddings

@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 from fcdm_keras.autoencoders import KLAutoencoder
+from fcdm_keras.data.store_metadata import Shard, StoreMetadata
 from fcdm_keras.network.fcdm import FCDMBackbone
 from fcdm_keras.training import callbacks
 
@@ -47,6 +48,14 @@ def small_autoencoder(**options):
     for variable in autoencoder.weights:
         variable.assign(variable + 0.1 * generator.standard_normal(variable.shape, dtype="float32"))
     return autoencoder
+
+
+def store_metadata(latent_shape, class_names=("class",)):
+    """The metadata of a store of one image."""
+    shard = Shard(file="shard-00000.array_record", images=1, bytes=100, sha256="0" * 64)
+    facts = {"source": "x", "split": "train", "autoencoder": "vae", "autoencoder_hash": "0", "scale": 1.0, "shift": 0.0}
+    sizes = {"image_size": 64, "latent_shape": latent_shape, "class_names": tuple(class_names), "flips": False}
+    return StoreMetadata(**facts, **sizes, num_images=1, shards=(shard,))
 
 
 def inputs(batch=2, height=8, width=8, channels=2, seed=1):

@@ -58,6 +58,7 @@ SECONDS = {
     "train_vae": (21, 34, 27),
     "checkpoint": (15, 34, 24),
     "checkpoint_forms": (0, 33, 0),
+    "fuzz": (0, 12, 0),
     "hosts": (0, 85, 0),
     "export": (25, 30, 15),
     "gradients": (30, 3, 30),

@@ -228,11 +228,11 @@ def test_tensors_that_do_not_fit_are_named(tensors, change, message, tmp_path):
     ("change", "message"),
     [
         ({"latent_channels": 16}, "has shape"),
-        ({"latent_channels": "4"}, "latent_channels must be a positive integer. Received: '4'"),
+        ({"latent_channels": "4"}, r'at \$.latent_channels, expected `int`, got `str`. Received: "4"'),
         ({"norm_num_groups": 48}, "must be multiples of norm_num_groups=48"),
         ({"_class_name": "VQModel"}, "expected AutoencoderKL. Received: VQModel"),
         ({"_class_name": "AutoencoderDC"}, "expected AutoencoderKL. Received: AutoencoderDC"),
-        ({"force_upcast": "yes"}, "force_upcast must be true or false. Received: 'yes'"),
+        ({"force_upcast": "yes"}, r"at \$.force_upcast, expected `bool"),
         (
             {"up_block_types": 4 * ["MidBlock"]},
             "only up_block_types of 4 entries UpDecoderBlock2D or AttnUpDecoderBlock2D",
@@ -241,7 +241,7 @@ def test_tensors_that_do_not_fit_are_named(tensors, change, message, tmp_path):
         ({"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]}, "only down_block_types"),
         ({"latents_mean": [0.1]}, "only latents_mean = null"),
         ({"out_channels": 4}, "out_channels must equal in_channels. Received: 4"),
-        ({"scaling_factor": "big"}, "scaling_factor must be a number. Received: 'big'"),
+        ({"scaling_factor": "big"}, r"at \$.scaling_factor, expected `float"),
         ({"block_out_channels": None}, "block_out_channels"),
     ],
 )
@@ -333,7 +333,7 @@ def test_what_is_not_there_is_said(tmp_path, tensors):
     (tmp_path / "config.json").write_text("{")
     write(tmp_path / "other", tensors)
     (tmp_path / "other" / "config.json").write_text("[1]")
-    with pytest.raises(ValueError, match="config.json is damaged or no configuration of an autoencoder"):
+    with pytest.raises(ValueError, match="config.json is damaged or of another kind: at"):
         KLAutoencoder.from_diffusers(tmp_path / "other")
     (tmp_path / "other" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="has no config.json beside it"):

@@ -21,8 +21,8 @@ import torch
 from checkpoint_files import Part, assert_holds, loads, reference_states
 from test_convert import message_of
 
+from fcdm_keras.formats.torch_files import read_torch_file
 from fcdm_keras.network.reference import load_torch_checkpoint
-from fcdm_keras.network.torch_files import read_torch_file
 
 pytestmark = pytest.mark.no_backend
 

@@ -157,7 +157,7 @@ def test_missing_coco_says_how_to_get_it(name, tmp_path):
     [
         (
             lambda c: c.pop("annotations"),
-            r'no caption file of COCO \(a JSON object with "info", "licenses", "images"\): expected',
+            r'missing required field `annotations`. Received: .* "info", "licenses", "images"; expected',
         ),
         (
             lambda c: c["images"].append({"id": 7, "file_name": "7.jpg"}),

@@ -95,7 +95,8 @@ def assert_as_recorded(found, folder):
         elif name == "samples":
             assert_same_images(found[name], value)
         else:
-            atol = (1e-5 if name.startswith("log/") else 2e-2) * np.abs(value).max()
+            # Six steps of 1e-4 move a weight by up to 6e-4, in directions that rounding decides where gradients vanish.
+            atol = 1e-5 * np.abs(value).max() if name.startswith("log/") else 2e-2 * max(np.abs(value).max(), 1e-3)
             np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
 
 

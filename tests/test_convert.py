@@ -135,12 +135,14 @@ def test_damaged_files_are_refused(tmp_path, model_state):
     torch.save(model_state, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
     legacy = (tmp_path / "legacy.pt").read_bytes()
     path = tmp_path / "damaged.pt"
-    contents = [b"", b"hello world\n", b'{"model": 1}', b"\x80\x02", bytes(4096)]
+    contents = [b"", b"hello world\n", b"\x80\x02", bytes(4096)]
     contents += [data[: int(len(data) * share)] for data in (whole, legacy) for share in (0.001, 0.3, 0.9, 0.9999)]
     contents += [data[:200] + b"\x00\xff" * 100 + data[400:] for data in (whole, legacy)]
     for content in contents:
         path.write_bytes(content)
         assert "truncated, damaged or not a PyTorch checkpoint" in message_of(path)
+    path.write_bytes(b'{"model": 1}')  # as an index of parts begins
+    assert "missing required field `weight_map`. Received: an object with" in message_of(path)
 
 
 @pytest.mark.no_backend

@@ -102,7 +102,7 @@ def test_a_saved_model_is_loaded_resized_for_and_named_by_its_content(tmp_path):
     np.testing.assert_allclose(extractor.extract(flat)["pool"], extractor.extract(same)["pool"], atol=1e-5)
     assert extractor.name.startswith("keras:") and extractor.name == load_extractor(str(path)).name
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ValueError, match="is no Keras model, or is damaged"):
+    with pytest.raises(ValueError, match="is no Keras model, or is cut short"):
         load_extractor(str(path))
 
 

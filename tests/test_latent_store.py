@@ -114,7 +114,7 @@ def test_metadata_tell_what_was_done(store):
     assert (m.num_images, m.num_classes, m.image_size, m.latent_shape) == (COUNT, 3, SIZE, (4, 4, 4))
     assert (m.scale, m.shift, m.flips, m.skipped, m.enlarged) == (0.18215, 0.0, True, 0, 1)
     assert m.class_names == ("class_0", "class_1", "class_2") and m.autoencoder == VAE
-    assert [shard["images"] for shard in m.shards] == [4, 4, 3]
+    assert [shard.images for shard in m.shards] == [4, 4, 3]
     assert store.damaged_shards() == []
 
 

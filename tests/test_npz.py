@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from fcdm_keras.data import npz
-from fcdm_keras.data.npz import NpzArray, NpzWriter, load_small
+from fcdm_keras.formats import npz
+from fcdm_keras.formats.npz import NpzArray, NpzWriter, load_small
 
 pytestmark = pytest.mark.no_backend
 

@@ -61,11 +61,11 @@ def covariance(**entries):
 @pytest.mark.parametrize(
     ("mu", "sigma", "message"),
     [
-        (np.zeros(D), covariance(at_3_4=np.nan), "Received: 1 NaN or infinite numbers in the covariance"),
-        (np.full(D, np.inf), np.eye(D), "Received: 192 NaN or infinite numbers in the mean"),
-        (np.zeros((1, D)), np.eye(D), r"must be finite, \(D,\) and \(D, D\). Received: shapes \(1, 192\)"),
+        (np.zeros(D), covariance(at_3_4=np.nan), "sigma of .* is not finite: of 36,864 values, 1 are NaN"),
+        (np.full(D, np.inf), np.eye(D), "mu of .* is not finite: of 192 values, 0 are NaN and 192 infinite"),
+        (np.zeros((1, D)), np.eye(D), r"must be \(D,\) and \(D, D\). Received: shapes \(1, 192\)"),
         (np.zeros(D), np.ones(D), r"Received: shapes \(192,\) and \(192,\)"),
-        (np.zeros(D), np.eye(D) + 0j, "Received: .* of float64 and complex128"),
+        (np.zeros(D), np.eye(D) + 0j, "sigma of .* must hold floating-point numbers. Received: complex128"),
         (np.zeros(0), np.zeros((0, 0)), r"Received: shapes \(0,\)"),
         (np.zeros(64), np.eye(64), "statistics for fid must have 192 features. Received: 64"),
         (np.zeros(D), covariance(at_0_1=0.5), "must be symmetric"),
@@ -118,8 +118,7 @@ def test_what_a_file_is_its_content_says(score, tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.array([{}, None]), "must be a plain array in C order. Received: object"),
-        (np.asfortranarray(images(5)), "must be a plain array in C order"),
+        (np.array([{}, None]), "must hold floating-point numbers or .* Received: object"),
         (np.zeros(5, "uint8"), r"must be uint8 images .* Received: uint8 of shape \(5,\)"),
         (np.float64(3.0), r"Received: float64 of shape \(\)"),
     ],

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import keras
 import numpy as np
 import pytest
-from helpers import tiny_backbone, to_numpy
+from helpers import store_metadata, tiny_backbone, to_numpy
 from PIL import Image
 
 from fcdm_keras import analyze, report
@@ -157,12 +157,13 @@ def test_a_run_folder_tells_the_size_of_its_latents_and_conditions(tmp_path):
         assert size(config) == counted(side, config, num_classes=config.num_classes)
     assert size(other) == (counted(32, other, num_classes=1)[0], None)
     embeddings = {"num_classes": 1, "embedding_dim": 48}
-    identity = {"settings": {}, "identity": {"embedding_dim": 48}}
+    identity = {"identity": {"embedding_dim": 48}}
     assert size(other, conditions=identity) == (counted(32, other, **embeddings)[0], None)
     for kind, factor in (({"downsampling_factor": 4}, 4), ({"block_out_channels": [8, 16, 16]}, 4), ({}, 1)):
         task = {"config": {"autoencoder": {"config": {**kind, "latent_channels": 4}}}}
         assert size(other, **{"preset/task": task}) == counted(256 // factor, other, **embeddings)
-    assert size(other, latents={"latent_shape": [16, 16, 4]}) == counted(16, other, **embeddings)
+    (tmp_path / "latents.json").write_text(store_metadata((16, 16, 4)).to_json())
+    assert size(other) == counted(16, other, **embeddings)
 
 
 @pytest.mark.no_backend
@@ -171,7 +172,7 @@ def test_what_is_no_run_is_named(tmp_path, capsys):
         report.main([str(tmp_path), "--output", str(tmp_path / "report.html")])
     (tmp_path / "config.json").write_text(to_json(RECIPES["digits"]))
     (tmp_path / "scores.json").write_text('{"fid": ')
-    with pytest.raises(SystemExit, match="^error: .*scores.json is no JSON, or is cut short"):
+    with pytest.raises(SystemExit, match="^error: .*scores.json is damaged .* it is no JSON"):
         report.main([str(tmp_path), "--output", str(tmp_path / "report.html")])
     assert not (tmp_path / "report.html").exists()
     with pytest.raises(SystemExit):

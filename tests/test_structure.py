@@ -45,9 +45,9 @@ LAZY = {
         ("fcdm_keras.network.reference", "save_torch_state_dict"),
         ("fcdm_keras.training.streams", "_tensorflow_dataset"),
         ("fcdm_keras.training.streams", "_torch_loader"),
-        ("fcdm_keras.network.torch_files", "find_class"),
-        ("fcdm_keras.network.torch_files", "read_torch_file"),
-        ("fcdm_keras.network.torch_files", "_read_pickled"),
+        ("fcdm_keras.formats.torch_files", "find_class"),
+        ("fcdm_keras.formats.torch_files", "read_torch_file"),
+        ("fcdm_keras.formats.torch_files", "_read_pickled"),
     },
 }
 
@@ -128,7 +128,7 @@ def test_files_and_functions_are_short_and_the_top_is_clear():
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 45, (module, node.name)
     top = [path for path in (ROOT / "fcdm_keras").iterdir() if path.name != "__pycache__"]
-    assert sum(path.is_file() for path in top) <= 15 and sum(path.is_dir() for path in top) <= 12
+    assert sum(path.is_file() for path in top) <= 15 and sum(path.is_dir() for path in top) <= 14
 
 
 def test_engines_are_imported_in_their_places_only():
@@ -142,7 +142,7 @@ def test_engines_are_imported_in_their_places_only():
         "fcdm_keras.network.export": {"torch"},
         "fcdm_keras.kernels.jax_primitives": {"jax"},
         "fcdm_keras.data.tfds_sources": {"tensorflow_datasets"},
-        "fcdm_keras.network.torch_files": {"torch"},
+        "fcdm_keras.formats.torch_files": {"torch"},
         "t2i.open_clip_worker": {"torch", "open_clip"},  # a program of its own
     }
     for module in FILES:
@@ -180,26 +180,27 @@ def test_samplers_and_scores_see_no_network():
         mathematics = module.startswith("fcdm_keras.diffusion")
         if mathematics or module.removeprefix("fcdm_keras.evaluation.") in scores:
             own = {package(name) for name in imported(module) if name in FILES}
-            assert own <= {"diffusion", "evaluation", "backend", "recipes", None}, (module, own)
+            assert own <= {"diffusion", "evaluation", "backend", "recipes", "formats", None}, (module, own)
     assert not {"fcdm_keras.diffusion.objectives"} & set(imported("fcdm_keras.diffusion.samplers"))
 
 
 def test_data_workers_and_shapes_import_no_keras():
-    workers = ("order", "batches", "latent_store", "transforms", "sources", "tfds_sources", "labels", "npz")
+    workers = ("order", "batches", "latent_store", "transforms", "sources", "tfds_sources", "labels")
     modules = [f"fcdm_keras.data.{name}" for name in workers]
+    modules += [name for name in FILES if name.startswith("fcdm_keras.formats")]
     modules += ["t2i.caption_store", "t2i.text_encoder", "t2i.coco", "t2i.captions"]
     modules += [name for name in FILES if name.startswith("t2i.shapes") and name != "t2i.shapes.autoencoder"]
     for module in modules:
         assert "keras" not in set(imported(module)), module
 
 
-def test_what_is_read_before_anything_heavy_needs_the_standard_library_only():
-    quick = {"recipes", "files", "options", "signals", "moved", "registry"}
+def test_what_is_read_before_anything_heavy_needs_the_standard_library_and_msgspec_only():
+    quick = {"recipes", "files", "machine", "machine.memory", "options", "signals", "moved", "registry"}
     quick |= {"runs.folder", "runs.command", "runs.datasets", "runs.owner", "runs.history", "runs.outputs"}
-    quick |= {"runs.shared"}
+    quick |= {"runs.shared", "formats", "formats.documents", "data", "data.store_metadata"}
     quick |= {"sampling.flags", "data.classes"}
     modules = [*(f"fcdm_keras.{name}" for name in quick), "t2i", "t2i.recipes", "t2i.datasets"]
     for module in modules:
         own = set(imported(module, ast.Module(TREES[module].body, [])))
         lazy = {name for f in ast.walk(TREES[module]) if isinstance(f, ast.FunctionDef) for name in imported(module, f)}
-        assert own - lazy <= {*sys.stdlib_module_names, *modules, "fcdm_keras"}, (module, own - lazy)
+        assert own - lazy <= {*sys.stdlib_module_names, *modules, "fcdm_keras", "msgspec"}, (module, own - lazy)

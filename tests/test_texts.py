@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fcdm_keras.files import read_lines, read_text
-from fcdm_keras.options import read_json
+from fcdm_keras.formats.documents import read_json
 from t2i import sample
 from t2i.caption_store import CaptionStore, write_captions
 from t2i.coco import open_coco
@@ -56,7 +56,7 @@ def test_prompts_of_no_text_and_json_with_a_mark(tmp_path, capsys):
         sample.parse(["run", "a \udcff", "--output=x"])  # as Python reads bytes of another encoding
     assert r"prompts must be text in UTF-8. Received: 'a \udcff'" in capsys.readouterr().err
     (tmp_path / "x.json").write_text('{"a": "ü"}', encoding="utf-8-sig")
-    assert read_json(tmp_path / "x.json") == {"a": "ü"}
+    assert read_json(tmp_path / "x.json", dict[str, str]) == {"a": "ü"}
 
 
 A, B = {"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}
@@ -103,17 +103,17 @@ def test_caption_files_as_people_make_them(tmp_path, images, annotations, expect
     ("images", "annotations", "message"),
     [
         ([A, B], [said("x"), said(None), said(3, 2)], "2 of the 3 captions of .* are no text, the first null of a.jpg"),
-        ([A], [said(float("nan"))], "1 of the 1 captions of .* are no text, the first NaN of a.jpg"),
-        ([A], [said(["x", "y"])], r'no text, the first \["x", "y"\] of a.jpg: take them out, or write each as one str'),
-        ([A], [said("half of \ud83d")], r'no text, the first "half of \\ud83d" of a.jpg'),
+        ([A], [said(float("nan"))], "captions.json is damaged .*NaN is no number of JSON"),
+        ([A], [said(["x", "y"])], r'no text, the first a list of 2 values of a.jpg: take them out, or write'),
+        ([A], [said("half of \ud83d")], r"captions.json is damaged .*half of a character, \\ud83d"),
         ([A, B], [said("x"), said(" ", 2)], "1 of the 2 images of .* no caption, or blank ones only, the first b.jpg"),
         ([A, {**B, "id": 1}], [said("x")], "gives the id 1 to a.jpg and to b.jpg: each image needs an id of its own"),
         ([A], [said("x"), said("y", "one")], "has 1 captions of images that it does not list, the first of image one"),
-        ([{**A, "file_name": None}], [said("x")], "image 1 has the file_name null"),
-        ([{"id": 1, "filename": "a.jpg"}], [said("x")], "entry 0 of its `images` has no file_name"),
-        ([A], [{"image_id": 1, "bbox": []}], "entry 0 of its `annotations` has no caption"),
-        ([{**A, "id": [1]}], [said("x")], r"entry 0 of its `images` has the id \[1\]"),
-        ([A], {"1": "x"}, 'a JSON object with "images", "annotations"'),
+        ([{**A, "file_name": None}], [said("x")], r"at \$.images\[0\].file_name, expected `str`, got `null`"),
+        ([{"id": 1, "filename": "a.jpg"}], [said("x")], r"at \$.images\[0\], object missing .* `file_name`"),
+        ([A], [{"image_id": 1, "bbox": []}], r"at \$.annotations\[0\], object missing required field `caption`"),
+        ([{**A, "id": [1]}], [said("x")], r"at \$.images\[0\].id, expected .* Received: a list of 1 values"),
+        ([A], {"1": "x"}, 'at \\$.annotations, expected `array`, got `object`. Received: an object with "1"'),
         ([], [], "lists no images"),
     ],
 )  # fmt: skip
@@ -125,16 +125,16 @@ def test_captions_that_are_none_are_refused(tmp_path, images, annotations, messa
 @pytest.mark.parametrize(
     ("text", "form"),
     [
-        ('[{"image": "a.jpg", "caption": "x"}]', "a JSON list of 1 values"),
-        ('{"a.jpg": ["x"]}', 'a JSON object with "a.jpg"'),
+        ('[{"image": "a.jpg", "caption": "x"}]', "at $, expected `object`, got `array`. Received: a list of 1 values"),
+        ('{"a.jpg": ["x"]}', 'at $, object missing required field `images`. Received: an object with "a.jpg"'),
         (
             '{"file_name": "a.jpg", "text": "x"}\n{"file_name": "b.jpg", "text": "y"}\n',
-            "several JSON values, one after",
+            "it holds several JSON values, one after the other",
         ),
-        ("file_name,caption\na.jpg,x\n", "no JSON: Expecting value: line 1"),
-        ('{"images": [', "no JSON: Expecting value: line 1 column 13"),
-        ("", "no JSON: Expecting value"),
-        ("null", "the JSON value null"),
+        ("file_name,caption\na.jpg,x\n", "it is no JSON (Expecting value: line 1"),
+        ('{"images": [', "it is no JSON (Expecting value: line 1 column 13"),
+        ("", "it is no JSON (Expecting value"),
+        ("null", "at $, expected `object`, got `null`. Received: null"),
     ],
 )
 def test_caption_files_of_other_forms_are_refused(tmp_path, text, form):
@@ -143,7 +143,7 @@ def test_caption_files_of_other_forms_are_refused(tmp_path, text, form):
     expected = (
         r"expected a JSON object with `images` \(id, file_name\) and `annotations` \(image_id, caption: one string\)"
     )
-    with pytest.raises(ValueError, match=rf"x.json is no caption file of COCO \({re.escape(form)}.*\): {expected}\.$"):
+    with pytest.raises(ValueError, match=rf"x.json is damaged or of another kind: {re.escape(form)}.*; {expected}\.$"):
         open_coco(str(tmp_path), captions=str(tmp_path / "x.json"))
     (tmp_path / "x.json").write_bytes('{"images": "é"}'.encode("latin-1"))
     with pytest.raises(ValueError, match="x.json is no text in UTF-8: byte 12 is 0xe9"):
@@ -205,7 +205,9 @@ def test_blank_captions_that_were_stored_are_left_out(tmp_path):
     np.save(tmp_path / "embeddings.npy", rows)
 
     def store(captions):
-        content = {"encoder": {"embedding_dim": 2}, "settings": {}, "hash": "", "captions": captions}
+        encoder = {"model": "x", "weights_hash": "0", "embedding_dim": 2}
+        settings = {"model": "x", "pretrained": None, "seed": 0}
+        content = {"encoder": encoder, "settings": settings, "hash": "0", "captions": captions}
         (tmp_path / "captions.json").write_text(json.dumps(content))
         return CaptionStore(tmp_path)
 
@@ -215,9 +217,7 @@ def test_blank_captions_that_were_stored_are_left_out(tmp_path):
     np.testing.assert_array_equal(captions.all_embeddings(), rows[[1, 2, 4]])
     np.testing.assert_array_equal(captions.null_embedding(), rows[5])
     for wrong in ([["a"], [""]], [["a"], []], [["a", None], ["b"]], [["a"], "b"], None):
-        with pytest.raises(
-            ValueError, match="captions.json has no caption of image [01], but .*: remove it and captions"
-        ):
+        with pytest.raises(ValueError, match=r"captions.json (has no caption of image 1|.* at \$.captions)"):
             store(wrong)
 
 

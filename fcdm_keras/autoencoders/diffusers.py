@@ -5,12 +5,13 @@ diffusers' by `fcdm_keras.autoencoders.latent_diffusion`.
 """
 
 import json
-import math
 import os
 import re
 import warnings
 from pathlib import Path
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from keras import ops
 from safetensors.numpy import save_file
@@ -18,7 +19,8 @@ from safetensors.numpy import save_file
 from fcdm_keras.autoencoders import latent_diffusion
 from fcdm_keras.autoencoders.tensor_files import MARK, open_tensors
 from fcdm_keras.autoencoders.weight_files import CONFIG, WEIGHTS, locate
-from fcdm_keras.files import make_folder, read_text, sync, write_atomically
+from fcdm_keras.files import make_folder, sync, write_atomically
+from fcdm_keras.formats.documents import Name, Width, as_schema, read_json, shown
 
 # How a tensor lies in the file and in Keras: "conv" (out, in, k, k) ↔ (k, k, in, out), "pointwise" (out, in, 1, 1) and
 # "matrix" (out, in) ↔ (in, out); both of the last two are read for either.
@@ -41,7 +43,28 @@ _BLOCKS = {  # without and with attention
     "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
     "up_block_types": ("UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
 }
+_MISSING = 2**22  # numbers that weights may lack, to be named one by one
 _SHOWN = 5  # names in an error
+
+
+class _Published(msgspec.Struct):
+    """The fields of a `config.json` that are read; others may stand beside them."""
+
+    block_out_channels: Annotated[list[Width], msgspec.Meta(min_length=1, max_length=12)] | None = None
+    class_name: Name = msgspec.field(name="_class_name", default="AutoencoderKL")
+    layers_per_block: Width = 1
+    latent_channels: Width = 1
+    in_channels: Width = 1
+    out_channels: Width = 1
+    norm_num_groups: Width = 1
+    scaling_factor: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    shift_factor: float | None = None
+    mid_block_add_attention: bool | None = None
+    use_quant_conv: bool | None = None
+    use_post_quant_conv: bool | None = None
+    force_upcast: bool | None = None
+    down_block_types: list[str] | None = None
+    up_block_types: list[str] | None = None
 
 
 def read(source, revision, given, check_sizes):
@@ -56,7 +79,7 @@ def read(source, revision, given, check_sizes):
         The tensors by name, in the file's layout, and `KLAutoencoder`'s arguments, two dicts.
     """
     path, files = locate(source, revision)
-    config = _read_config(path) if path else {}
+    config = _read_config(path, given) if path else {}
     stored = open_tensors(files)
     own, foreign = latent_diffusion.own_tensors(stored, source)
     if path is None and not foreign:
@@ -64,7 +87,9 @@ def read(source, revision, given, check_sizes):
     tensors = _renamed({name: read_tensor() for name, read_tensor in own.items()}, source)
     origin = path or files[0]
     if not foreign:
-        return tensors, _options(config, _DEFAULTS, given, origin, check_sizes)
+        options = _options(config, _DEFAULTS, given, origin, check_sizes)
+        _check_costs(options, tensors, origin)
+        return tensors, options
     sizes = latent_diffusion.sizes(tensors, source)
     defaults = {**_DEFAULTS, **sizes, "out_channels": sizes["in_channels"]}
     known = latent_diffusion.factors(stored, source)
@@ -195,18 +220,14 @@ def file_shape(shape, layout):
     return tuple(shape[axis] for axis in _AXES[layout])
 
 
-def _read_config(path):
-    try:
-        config = json.loads(read_text(path))
-        kind = config.get("_class_name", "AutoencoderKL")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged or no configuration of an autoencoder ({error}).") from None
+def _read_config(path, given):
+    config = read_json(path, dict[str, Any])
+    kind = as_schema({**config, **given}, _Published, path).class_name
     if kind != "AutoencoderKL":
         raise ValueError(f"{path} describes another model; expected AutoencoderKL. Received: {kind}")
     for name, known in _ONLY.items():
         if config.get(name, known[0]) not in known:
-            value = json.dumps(config[name])
-            raise ValueError(f"{path}: only {name} = {json.dumps(known[0])} is supported. Received: {value}")
+            raise ValueError(f"{path}: only {name} = {shown(known[0])} is supported. Received: {shown(config[name])}")
     return config
 
 
@@ -214,16 +235,13 @@ def _options(config, defaults, given, path, check_sizes):
     """`KLAutoencoder`'s arguments: those given, those of a `config.json`, and the defaults."""
     options = {**defaults, **{name: config[name] for name in (*_SIZES, "out_channels") if name in config}, **given}
     widths = options.get("block_out_channels")
-    if not isinstance(widths, list):
+    if widths is None:
         raise ValueError(f"{path} has no list block_out_channels; it is no configuration of an autoencoder.")
     if (images := options.pop("out_channels")) != options["in_channels"]:
         raise ValueError(f"{path}: out_channels must equal in_channels. Received: {images}")
     for name in (*_SWITCHES, "scaling_factor", "shift_factor"):
         if name not in given and config.get(name) is not None:
             options[name] = config[name]
-        value, number = options[name], name not in _SWITCHES
-        if not isinstance(value, (int, float) if number else bool) or not math.isfinite(value):
-            raise ValueError(f"{path}: {name} must be {'a number' if number else 'true or false'}. Received: {value!r}")
     for half, name in (("encoder_attention", "down_block_types"), ("decoder_attention", "up_block_types")):
         if config.get(name) is not None:
             options[half] = _attention(config[name], name, len(widths), path)
@@ -234,13 +252,22 @@ def _options(config, defaults, given, path, check_sizes):
     return options
 
 
+def _check_costs(options, tensors, path):
+    """Raises ValueError for sizes whose networks have far more numbers, at the least, than the tensors."""
+    widths, layers = options["block_out_channels"], options["layers_per_block"]
+    ends = widths[0] * options["in_channels"] + widths[-1] * options["latent_channels"]
+    needed, held = 9 * (2 * layers * sum(w * w for w in widths) + ends), sum(map(np.size, tensors.values()))
+    if needed > 2 * held + _MISSING:
+        raise ValueError(f"{path} asks for {needed:,} numbers or more, and the weights beside it hold {held:,}.")
+
+
 def _attention(types, name, levels, path):
     """Levels with attention, by a configuration's list of block types; the decoder's begins with the last level."""
     plain, attentive = _BLOCKS[name]
-    if not isinstance(types, list) or len(types) != levels or not set(types) <= {plain, attentive}:
+    if len(types) != levels or not set(types) <= {plain, attentive}:
         raise ValueError(
             f"{path}: only {name} of {levels} entries {plain} or {attentive}, as many as block_out_channels, are "
-            f"supported. Received: {json.dumps(types)}"
+            f"supported. Received: {', '.join(types)[:200]}"
         )
     ordered = types if name == "down_block_types" else types[::-1]
     return [level for level, one in enumerate(ordered) if one == attentive]

@@ -12,6 +12,7 @@ from keras import ops
 from fcdm_keras.autoencoders import diffusers
 from fcdm_keras.autoencoders.base import Autoencoder
 from fcdm_keras.autoencoders.kl_layers import Decoder, Encoder
+from fcdm_keras.formats.numbers import check_dense
 from fcdm_keras.network.layers import linear
 
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -191,7 +192,7 @@ class KLAutoencoder(Autoencoder, keras.Model):
         Returns:
             float32 `(B, f·h, f·w, in_channels)`, about in [−1, 1], not clipped.
         """
-        latents = self._checked(ops.convert_to_tensor(latents), "latents", self.latent_channels, 1)
+        latents = self._checked(latents, "latents", self.latent_channels, 1)
         size = self.decode_batch_size if batch_size is None else batch_size
         if size < 1:
             raise ValueError(f"batch_size must be at least 1. Received: {size}")
@@ -235,9 +236,11 @@ class KLAutoencoder(Autoencoder, keras.Model):
         return digest.hexdigest()
 
     def _checked_images(self, images):
-        return self._checked(ops.convert_to_tensor(images), "images", self.in_channels, self.downsampling_factor)
+        return self._checked(images, "images", self.in_channels, self.downsampling_factor)
 
     def _checked(self, tensor, name, channels, multiple):
+        check_dense(f"The {name}", tensor)
+        tensor = ops.convert_to_tensor(tensor)
         shape = tuple(tensor.shape)
         fits = len(shape) == 4 and shape[3] == channels
         if not fits or any(side is not None and (side < 1 or side % multiple) for side in shape[1:3]):

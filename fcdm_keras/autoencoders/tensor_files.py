@@ -7,14 +7,12 @@ unpickler. Tensors are read when they are called for, so that a large file costs
 import re
 from functools import partial
 
-import ml_dtypes  # noqa: F401  (comes with Keras; NumPy then knows bfloat16)
-from safetensors import SafetensorError, safe_open
-
-from fcdm_keras.network.torch_files import Skipped, check_finite, contents, read_torch_file
+from fcdm_keras.formats import regular
+from fcdm_keras.formats.safetensors_files import open_safetensors
+from fcdm_keras.formats.torch_files import Skipped, contents, read_torch_file, to_array
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 MARK = "encoder.conv_in.weight"  # every KL autoencoder has it, whatever else is in a file
-_SAFE_TYPES = {"F64", "F32", "F16", "BF16"}
 
 
 def open_tensors(files):
@@ -34,10 +32,11 @@ def open_tensors(files):
 
 
 def _open(path):
+    regular.size(path)
     with open(path, "rb") as file:
         head = file.read(24)
     if re.match(rb".{8}\s*\{", head, re.DOTALL):
-        return _open_safetensors(path)
+        return {_plain(name): read_tensor for name, read_tensor in open_safetensors(path).items()}
     if path.suffix in SUFFIXES or head.startswith((b"PK", b"\x80")):
         return _open_torch(path)
     raise ValueError(
@@ -46,26 +45,9 @@ def _open(path):
     )
 
 
-def _open_safetensors(path):
-    try:
-        file = safe_open(path, "numpy")
-    except SafetensorError:
-        raise ValueError(f"{path} is truncated, damaged or no safetensors file; copy the file again.") from None
-    return {_plain(name): partial(_read_safe, file, path, name) for name in file.keys()}  # noqa: SIM118  (no dict)
-
-
 def _plain(name):
     """A name without what `torch.compile` adds to those of a compiled part."""
     return re.sub(r"(?:(?<=\.)|^)_orig_mod\.", "", name)
-
-
-def _read_safe(file, path, name):
-    kind = file.get_slice(name).get_dtype()
-    if kind not in _SAFE_TYPES:
-        raise _wrong_type(path, name, kind)
-    values = file.get_tensor(name).astype("float32")
-    check_finite(f"{path}: {name}", values)
-    return values
 
 
 def _open_torch(path):
@@ -78,7 +60,7 @@ def _open_torch(path):
             if skipped
             else f"{path} holds no state dict of tensors. Received: {type(content).__name__}."
         )
-    return {name: partial(_read_torch, path, name, tensor) for name, tensor in state.items()}
+    return {name: partial(to_array, f"{path}: {name}", tensor) for name, tensor in state.items()}
 
 
 def _state_dict(content, depth=3):
@@ -99,18 +81,3 @@ def _state_dict(content, depth=3):
 def is_average(name):
     """Whether a part of a file, or a prefix of names, is an average of weights over the training by its name."""
     return "ema" in re.split(r"[._]", str(name))
-
-
-def _read_torch(path, name, tensor):
-    if not tensor.is_floating_point() or tensor.element_size() < 2:
-        raise _wrong_type(path, name, str(tensor.dtype).removeprefix("torch."))
-    values = tensor.detach().float().numpy()
-    check_finite(f"{path}: {name}", values)
-    return values
-
-
-def _wrong_type(path, name, kind):
-    return ValueError(
-        f"{path}: {name} holds numbers of type {kind}, which only the program that quantized them can scale back; get "
-        "the weights in float32, float16 or bfloat16."
-    )

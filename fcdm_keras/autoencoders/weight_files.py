@@ -1,13 +1,12 @@
 """Where an autoencoder's files lie, in a folder or on the Hugging Face Hub."""
 
-import json
 import re
 from pathlib import Path
 
 import huggingface_hub
 
 from fcdm_keras.autoencoders.tensor_files import MARK, SUFFIXES, open_tensors
-from fcdm_keras.files import read_text
+from fcdm_keras.formats.weight_index import read_parts
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model"
 _PUBLISHED = (".safetensors", ".bin")
@@ -75,7 +74,7 @@ def _weights(folder):
             return [folder / f"{WEIGHTS}{suffix}"]
         index = folder / f"{WEIGHTS}{suffix}.index.json"
         if index.is_file():
-            return _parts(index)
+            return read_parts(index)
     for suffix in _PUBLISHED:
         whole = [path for path in folder.glob(f"{WEIGHTS}.*{suffix}") if not re.search(r"-\d+-of-\d+", path.name)]
         variants = {path.name.split(".")[1]: path for path in whole}
@@ -88,7 +87,7 @@ def _weights(folder):
                 f"{folder} holds the variants {', '.join(sorted(variants))}; give the file of one of them."
             )
         chosen = variants.get("fp16") or next(iter(variants.values()))
-        return _parts(chosen) if chosen.suffix == ".json" else [chosen]
+        return read_parts(chosen) if chosen.suffix == ".json" else [chosen]
     return []
 
 
@@ -114,18 +113,6 @@ def _distinct(files):
     """Without the files that `.safetensors` of the same name stand beside."""
     stems = {path.stem for path in files if path.suffix == ".safetensors"}
     return [path for path in files if path.suffix == ".safetensors" or path.stem not in stems]
-
-
-def _parts(index):
-    try:
-        names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
-        paths = [index.parent / Path(name).name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is damaged: {error!r}.") from None
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"{index} lists {path.name}, which is not there; copy all parts.")
-    return paths
 
 
 def _listed(folder):

@@ -25,7 +25,7 @@ def run(options, work):
 
 
 def verify(folder):
-    """Checks a store and prints what was found. Exits with 1 if it is damaged."""
+    """Checks a store and prints what was found. Exits with 1 if it is damaged. Raises ValueError for wrong numbers."""
     store = LatentStore(folder)
     damaged = store.damaged_shards()
     if damaged:
@@ -33,6 +33,7 @@ def verify(folder):
             f"error: {', '.join(map(str, damaged))}: the contents do not match the checksum; delete each with "
             "its .json, and store.json, and run the encode command again."
         )
+    store.check_numbers()
     print(f"{folder}: {describe(store.metadata)}; all {len(store.metadata.shards)} shards match their checksums.")
 
 

@@ -11,9 +11,7 @@ then the image's key (UTF-8). Records 2i and 2i + 1 belong to image i; a store w
 noise of the posterior is drawn anew at each read. No Keras here: data workers import this file.
 """
 
-import dataclasses
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -23,9 +21,11 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from fcdm_keras.data.labels import check_labels
 from fcdm_keras.data.order import augmentation
+from fcdm_keras.data.store_metadata import METADATA, StoreMetadata, read_metadata  # noqa: F401  (for earlier users)
+from fcdm_keras.files import check_utf8
+from fcdm_keras.formats.numbers import check_finite
 
-FORMAT_VERSION = 1
-METADATA = "store.json"
+_READ = 256  # images that are looked at together
 
 
 class _ShardFile(NamedTuple):
@@ -35,63 +35,6 @@ class _ShardFile(NamedTuple):
     skip: int
     take: int
     examples_in_shard: int
-
-
-@dataclasses.dataclass(frozen=True)
-class StoreMetadata:
-    """What a store says of itself; also what its makers must agree on, except for counts and shards."""
-
-    source: str
-    split: str
-    autoencoder: str  # as `KLAutoencoder.from_diffusers` takes it
-    autoencoder_hash: str  # of the weights
-    scale: float
-    shift: float
-    image_size: int
-    latent_shape: tuple[int, int, int]
-    flips: bool
-    class_names: tuple[str, ...]
-    num_images: int = 0
-    skipped: int = 0
-    enlarged: int = 0
-    shards: tuple[dict, ...] = ()
-    version: int = FORMAT_VERSION
-
-    @property
-    def num_classes(self):
-        return len(self.class_names)
-
-    def to_json(self):
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
-
-
-def read_metadata(folder):
-    """The metadata of a finished store.
-
-    Raises:
-        FileNotFoundError: there is no store, or it is not finished.
-        ValueError: it is of another version or damaged.
-    """
-    file = Path(folder) / METADATA
-    if not file.exists():
-        unfinished = (Path(folder) / "settings.json").exists()
-        raise FileNotFoundError(
-            f"{folder} holds an unfinished latent store; run the same `python -m fcdm_keras.encode` command again."
-            if unfinished
-            else f"There is no latent store at {folder}; make one with `python -m fcdm_keras.encode`."
-        )
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        version = values["version"]
-        if version == FORMAT_VERSION:
-            lists = {name: tuple(values[name]) for name in ("latent_shape", "class_names", "shards")}
-            return StoreMetadata(**{**values, **lists})
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); make the store again, or restore this file.") from None
-    raise ValueError(
-        f"{folder} is a latent store of version {version}, and this program reads version {FORMAT_VERSION}; "
-        "make it again with `python -m fcdm_keras.encode`, or use the program that made it."
-    )
 
 
 def check_fit(metadata, config):
@@ -124,20 +67,21 @@ class LatentStore:
     """
 
     def __init__(self, folder):
+        check_utf8("A latent store", folder)
         self.folder = Path(folder)
         self.metadata = read_metadata(folder)
         for shard in self.metadata.shards:
-            file = self.folder / shard["file"]
+            file = self.folder / shard.file
             size = file.stat().st_size if file.exists() else None
-            if size != shard["bytes"]:
+            if size != shard.bytes:
                 found = "is missing" if size is None else f"has {size:,} bytes"
                 raise ValueError(
-                    f"{file} {found}, and {shard['bytes']:,} were written: the store is incomplete; copy it again, or "
+                    f"{file} {found}, and {shard.bytes:,} were written: the store is incomplete; copy it again, or "
                     "delete the shard, its .json and store.json and run the same encode command."
                 )
         per_image = 2 if self.metadata.flips else 1
-        shards = [shard for shard in self.metadata.shards if shard["images"]]
-        files = [_ShardFile(str(self.folder / s["file"]), 0, s["images"] * per_image, s["images"]) for s in shards]
+        shards = [shard for shard in self.metadata.shards if shard.images]
+        files = [_ShardFile(str(self.folder / s.file), 0, s.images * per_image, s.images) for s in shards]
         self._records = ArrayRecordDataSource(files, {"max_parallelism": "0"})
 
     def __len__(self):
@@ -161,16 +105,27 @@ class LatentStore:
             raise ValueError(f"{self.folder} holds no flipped images: it was encoded with --no-flips.")
         try:
             encoded = self._records.__getitems__(records.tolist())
-        except RuntimeError as error:
+            means, stds, labels, keys = unpack_records(encoded, self.metadata.latent_shape)
+        except (RuntimeError, ValueError, OSError, IndexError) as error:
             raise ValueError(
                 f"{self.folder} is damaged ({str(error).partition(';')[0]}); `python -m fcdm_keras.encode --verify "
                 f"{self.folder}` tells which shards are."
             ) from None
-        return unpack_records(encoded, self.metadata.latent_shape)
+        for key, *posterior in zip(keys, means, stds):
+            check_finite(f"{self.folder}: the latent of {key}", np.stack(posterior))
+        return means, stds, labels, keys
+
+    def check_numbers(self):
+        """Raises ValueError for the first latent of all that is not finite, or whose label is of no class."""
+        for flipped in {False, self.metadata.flips}:
+            for start in range(0, len(self), _READ):
+                images = np.arange(start, min(start + _READ, len(self)))
+                *_, labels, keys = self.read(images, np.full(len(images), flipped))
+                check_labels(labels, keys, self.metadata.num_classes, f"The latent store {self.folder}")
 
     def damaged_shards(self):
         """Compares every shard with its checksum. Returns the files that do not match."""
-        files = ((self.folder / shard["file"], shard["sha256"]) for shard in self.metadata.shards)
+        files = ((self.folder / shard.file, shard.sha256) for shard in self.metadata.shards)
         return [file for file, expected in files if checksum(file) != expected]
 
     def __reduce__(self):  # to worker processes
@@ -222,11 +177,15 @@ class StoreSource:
 
 
 def unpack_records(records, latent_shape):
-    """Means, stds, labels and keys of a list of records, see above."""
+    """Means, stds, labels and keys of a list of records, see above. Raises ValueError for one that is too short."""
     size = 2 * int(np.prod(latent_shape))
     numbers = np.stack([np.frombuffer(record, "<f2", size) for record in records]).reshape(-1, 2, *latent_shape)
     labels = np.array([np.frombuffer(record, "<i4", 1, 2 * size)[0] for record in records], np.int32)
-    return numbers[:, 0], numbers[:, 1], labels, [record[2 * size + 4 :].decode() for record in records]
+    return numbers[:, 0], numbers[:, 1], labels, [_text(record[2 * size + 4 :]) for record in records]
+
+
+def _text(key):
+    return key.decode(errors="backslashreplace")
 
 
 def checksum(path):

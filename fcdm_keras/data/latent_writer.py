@@ -8,17 +8,21 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from keras import ops
 from tqdm import tqdm
 
 from fcdm_keras.data.labels import check_label
-from fcdm_keras.data.latent_store import METADATA, StoreMetadata, checksum
+from fcdm_keras.data.latent_store import checksum
+from fcdm_keras.data.store_metadata import METADATA, SETTINGS, ShardEntry, StoreMetadata, StoreSettings
 from fcdm_keras.data.transforms import UnreadableImageError
-from fcdm_keras.files import DifferentContentsError, make_folder, remove_leftovers, sync, write_atomically
+from fcdm_keras.files import DifferentContentsError, check_utf8, make_folder, remove_leftovers, sync, write_atomically
+from fcdm_keras.formats.documents import read_json
 from fcdm_keras.options import differences
 
+_OTHER = "remove it to make it again, or give another --output"
 HALF_LIMIT = float(np.finfo(np.float16).max)  # latents are stored in float16
 
 
@@ -60,6 +64,8 @@ class StoreEncoder:
                 f"The image size must be a multiple of {4 * factor}: the autoencoder reduces by {factor}, the network "
                 f"by 4. Received: {image_size}"
             )
+        check_utf8("A store's autoencoder", autoencoder_name)
+        check_utf8("A latent store", folder)
         self.folder = Path(folder)
         self.source = source
         self.batch_size = batch_size
@@ -83,19 +89,19 @@ class StoreEncoder:
         self._open()
 
     def _open(self):
-        settings = {**json.loads(self.metadata.to_json()), "shard_size": self.shard_size, "images": len(self.source)}
-        file = self.folder / "settings.json"
+        asked = {**vars(self.metadata), "shard_size": self.shard_size, "images": len(self.source)}
+        settings, file = StoreSettings(**asked), self.folder / SETTINGS
         try:
             make_folder(self.folder)
             for name in (file.name, METADATA):
                 remove_leftovers(self.folder, name)
             if file.exists():
-                _check_same(json.loads(file.read_text(encoding="utf-8")), settings, self.folder)
+                _check_same(read_json(file, StoreSettings, _OTHER), settings, self.folder)
             else:
-                write_atomically(file, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+                write_atomically(file, settings.to_json())
         except OSError as error:
             raise OSError(f"The latent store {self.folder} cannot be written to: {error.strerror or error}.") from None
-        missing = sum(len(self._range(i)) for i in range(self.num_shards) if not self._sidecar(i).exists())
+        missing = sum(len(self._range(i)) for i in range(self.num_shards) if self._entry(i) is None)
         record = 4 * int(np.prod(self.metadata.latent_shape)) + 64
         needed, free = missing * record * (2 if self.metadata.flips else 1), shutil.disk_usage(self.folder).free
         if needed > free:
@@ -115,7 +121,7 @@ class StoreEncoder:
             OSError: the disk is full. Finished shards are kept.
         """
         own = range(process_index, self.num_shards, num_processes)
-        missing = [i for i in own if not self._sidecar(i).exists()]
+        missing = [i for i in own if self._entry(i) is None]
         total, left = (sum(len(self._range(i)) for i in shards) for shards in (own, missing))
         with tqdm(total=total, initial=total - left, desc="encoding", unit="image", mininterval=_interval()) as bar:
             for index in missing:
@@ -131,8 +137,15 @@ class StoreEncoder:
     def _range(self, index):
         return range(len(self.source))[index * self.shard_size : (index + 1) * self.shard_size]
 
-    def _sidecar(self, index):
-        return self.folder / f"shard-{index:05d}.json"
+    def _entry(self, index):
+        """What stands beside a shard; `None` where that, or the shard with all its bytes, is missing."""
+        sidecar = self.folder / f"shard-{index:05d}.json"
+        entry = read_json(sidecar, ShardEntry, _OTHER) if sidecar.exists() else None
+        count, most = entry and entry.images + len(entry.skipped), len(self._range(index))
+        if entry and count > most:
+            raise ValueError(f"{sidecar} tells of {count:,} images, and the shard has {most:,} at most; {_OTHER}.")
+        shard = entry and self.folder / entry.file
+        return entry if shard and shard.is_file() and shard.stat().st_size == entry.bytes else None
 
     def _encode_shard(self, index, bar):
         writer, skipped, enlarged, batch = ShardWriter(self.folder, index), [], [], []
@@ -167,7 +180,7 @@ class StoreEncoder:
         bar.update(len(batch))
 
     def _check_limit(self, skipped):
-        finished = sum(len(entry["skipped"]) for entry in self._entries())
+        finished = sum(len(entry.skipped) for entry in self._entries())
         if finished + len(skipped) > self.max_unreadable:
             key, reason = skipped[-1]
             raise ValueError(
@@ -176,21 +189,19 @@ class StoreEncoder:
             )
 
     def _entries(self):
-        files = (self._sidecar(i) for i in range(self.num_shards))
-        return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+        return list(filter(None, map(self._entry, range(self.num_shards))))
 
     def finish(self):
         """Writes the metadata if no shard is missing; returns what `run` does."""
         entries = self._entries()
         if len(entries) < self.num_shards:
             return None
-        shards = tuple({name: entry[name] for name in ("file", "images", "bytes", "sha256")} for entry in entries)
         metadata = dataclasses.replace(
             self.metadata,
-            num_images=sum(entry["images"] for entry in entries),
-            skipped=sum(len(entry["skipped"]) for entry in entries),
-            enlarged=sum(len(entry["enlarged"]) for entry in entries),
-            shards=shards,
+            num_images=sum(entry.images for entry in entries),
+            skipped=sum(len(entry.skipped) for entry in entries),
+            enlarged=sum(len(entry.enlarged) for entry in entries),
+            shards=tuple(entry.shard() for entry in entries),
         )
         if not metadata.num_images:
             raise ValueError(f"None of the {len(self.source):,} images of {self.metadata.source} can be read.")
@@ -203,11 +214,22 @@ def _decoded(source, start, stop, size):
     threads = min(16, os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         ahead = collections.deque()
-        for example in source.read(start, stop):
+        for example in _read(source, start, stop):
             ahead.append((example, pool.submit(example.cropped, size)))
             if len(ahead) > 8 * threads:
                 yield ahead.popleft()
         yield from ahead
+
+
+def _read(source, start, stop):
+    """The source's examples. Raises ValueError where it is gone, for an OSError means that the store is not written."""
+    try:
+        yield from source.read(start, stop)
+    except OSError as error:
+        raise ValueError(
+            f"{source.name} cannot be read any more ({error.strerror or error}). Finished shards are kept; bring it "
+            "back and run the same command again."
+        ) from None
 
 
 def _check_finite(arrays, key):
@@ -273,7 +295,7 @@ def pack_record(mean, std, label, key):
 
 
 def _check_same(stored, settings, folder):
-    different = differences(stored, settings)
+    different = differences(msgspec.to_builtins(stored), msgspec.to_builtins(settings))
     if different:
         raise DifferentContentsError(
             f"{folder} holds a latent store made otherwise ({'; '.join(different)[:600]}): give the options that it "

@@ -8,15 +8,19 @@ import io
 import os
 import re
 import struct
+import threading
 import warnings
 
 import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
 
+from fcdm_keras.formats import regular
+
 # What may be opened; no file reaches a format with programs in it, such as PostScript.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "QOI")
 LARGEST = 178_956_970  # pixels, Pillow's own limit
-_LARGE = 2**25
+LARGEST_FILE = 2**30  # bytes
+_LARGE = 2**25  # pixels of a picture that is decoded alone, whatever other threads do
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,6 +34,9 @@ _TURNS = {
 _SHOWN_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"gAMA", b"cHRM", b"sRGB")
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3  # sample formats
+
+
+_one_large = threading.Lock()
 
 
 class UnreadableImageError(ValueError):
@@ -55,7 +62,7 @@ def decode_image(encoded, side=None):
         UnreadableImageError: truncated, damaged, no picture, one of values that nothing gives a meaning to, or a file
             that may not be opened.
     """
-    with _opened(encoded) as image:
+    with _opened(encoded) as image, _one_large if image.width * image.height > _LARGE else contextlib.nullcontext():
         if side and image.width * image.height > _LARGE:
             factor = 8 * side / min(image.size)
             image.draft(None, [int(factor * whole) for whole in image.size])
@@ -73,6 +80,8 @@ def shorter_side(file):
 def _opened(source):
     """The opened file; whatever goes wrong with it is an `UnreadableImageError`."""
     try:
+        if not isinstance(source, bytes):
+            regular.size(source, LARGEST_FILE)
         encoded = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
         with encoded, warnings.catch_warnings(action="ignore"), _open(encoded) as image:
             yield image
@@ -82,6 +91,7 @@ def _opened(source):
         raise UnreadableImageError(f"it has more than {LARGEST:,} pixels; make it smaller") from None
     except Exception as error:  # Pillow raises many kinds, down to SyntaxError and struct.error
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = reason.replace(f"{source} ", "it ", 1).removesuffix(".")
         raise UnreadableImageError(reason or type(error).__name__) from None
 
 

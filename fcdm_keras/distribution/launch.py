@@ -1,4 +1,4 @@
-"""How this process was started, read from the environment. Standard library only.
+"""How this process was started, read from the environment. Nothing heavy is imported.
 
 Each engine has launchers of its own, whose rules are kept: `torchrun` for PyTorch; `TF_CONFIG` or SLURM for TensorFlow;
 SLURM, Open MPI, Kubernetes or three variables for JAX (`JAX_COORDINATOR_ADDRESS=host:port`, `JAX_NUM_PROCESSES` and
@@ -8,6 +8,9 @@ SLURM, Open MPI, Kubernetes or three variables for JAX (`JAX_COORDINATOR_ADDRESS
 import dataclasses
 import json
 import os
+from typing import Any
+
+from fcdm_keras.formats.documents import parse_json
 
 NONE, TORCHRUN, TF_CONFIG, JAX_VARIABLES = "", "torchrun", "TF_CONFIG", "JAX_COORDINATOR_ADDRESS"
 SLURM, OPEN_MPI, KUBERNETES = "SLURM", "Open MPI", "Kubernetes"
@@ -95,14 +98,14 @@ def _backends(name):
 
 def _tf_config(environ):
     try:
-        config = json.loads(environ["TF_CONFIG"])
+        config = parse_json(environ["TF_CONFIG"], dict[str, Any], "TF_CONFIG")
         cluster, task = config["cluster"], config["task"]
         tasks = [(kind, i) for kind in ("chief", "worker") for i in range(len(cluster.get(kind, ())))]
         return Place(tasks.index((task["type"], int(task["index"]))), len(tasks))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
             'TF_CONFIG must look like {"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": '
-            f'"worker", "index": 0}}}}. Received: {environ["TF_CONFIG"]!r}'
+            f'"worker", "index": 0}}}}. Received: {environ["TF_CONFIG"][:200]!r}'
         ) from None
 
 

@@ -1,11 +1,10 @@
 """Whether scores can be computed, and will mean something: all that can be known before the first image is read."""
 
-import contextlib
-import os
 import warnings
 from pathlib import Path
 
 from fcdm_keras.evaluation.sides import METRICS, PER_IMAGE, STATISTICS
+from fcdm_keras.machine import memory
 
 NEIGHBORS = 3
 COPIES = 8  # of a covariance, that are in memory while the distance is computed
@@ -85,7 +84,7 @@ def check_memory(widths, chosen, counts=()):
         chosen: metrics.
         counts: images of each side.
     """
-    available = available_memory()
+    available = memory.available()
     statistics = {metric: width for metric, width in widths.items() if metric in chosen and metric in STATISTICS}
     kept = {metric: width for metric, width in widths.items() if metric in chosen and metric in PER_IMAGE}
     for needing, needed, what in (
@@ -96,29 +95,13 @@ def check_memory(widths, chosen, counts=()):
             f"features of {sum(counts):,} images, {{0:,}} each",
         ),
     ):
-        if needing and available is not None and needed > available:
+        if needing and needed > available:
             raise ValueError(
-                f"{', '.join(needing)} would take {_gib(needed)} of memory for "
-                f"{what.format(max(needing.values()))} and what is computed of them. Received: {_gib(available)} that "
-                "are free; choose other --metrics, --features of fewer numbers, or smaller images."
+                f"{', '.join(needing)} would take {memory.size(needed)} of memory for "
+                f"{what.format(max(needing.values()))} and what is computed of them. Received: "
+                f"{memory.size(available)} that are free; choose other --metrics, --features of fewer numbers, or "
+                "smaller images."
             )
-
-
-def _gib(size):
-    return f"{size / 2**30:,.1f} GiB"
-
-
-def available_memory():
-    """Bytes of memory that this process may still take, at most; `None` where the system does not say."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # no such thing on Windows
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with contextlib.suppress(OSError, ValueError):
-        found.append(int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split("kB")[0]) * 1024)
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max"
-            found.append(int(Path(limit).read_text()))
-    return min(found, default=None)
 
 
 def warn(samples, reference, extractor, chosen):

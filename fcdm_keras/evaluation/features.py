@@ -16,6 +16,8 @@ from fcdm_keras import backend
 from fcdm_keras.backend.hub import keras_hub
 from fcdm_keras.evaluation.arrays import LOOKED_AT, check_images
 from fcdm_keras.evaluation.inception.graph import FrozenGraph
+from fcdm_keras.formats.hdf5 import check_keras_file
+from fcdm_keras.machine import memory
 
 INCEPTION_URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb"
 SPATIAL_CHANNELS = 7
@@ -51,6 +53,7 @@ class Extractor:
         """
         images = np.asarray(images)
         check_images(images.shape, images.dtype, lambda: images[:LOOKED_AT])
+        self._check_memory(images.shape[1:])
         parts = [
             self._padded(images[start : start + self.batch_size], first + start)
             for start in range(0, len(images), self.batch_size)
@@ -60,9 +63,15 @@ class Extractor:
     def widths(self, shape):
         """Features of an image of this shape, `(H, W, 3 or 1)`: their number by their name. One batch is computed."""
         if shape[:2] not in self._widths:
+            self._check_memory(shape)
             features = self.compute(np.zeros((self.batch_size, *shape[:2], 3), "float32"))
             self._widths[shape[:2]] = {name: value.shape[1] for name, value in features.items()}
         return self._widths[shape[:2]]
+
+    def _check_memory(self, shape):
+        """Raises ValueError if a batch, uint8 and float32, does not fit into memory."""
+        what = f"A batch of {self.batch_size:,} images of {shape[0]:,}×{shape[1]:,}"
+        memory.check(5 * self.batch_size * shape[0] * shape[1] * 3, what, "use a smaller --features-batch-size")
 
     def compute(self, images):
         """Features of float32 RGB images `(batch_size, H, W, 3)`, 0 … 255, as a dict of tensors."""
@@ -105,7 +114,7 @@ class Inception(Extractor):
     def __init__(self, path=None, batch_size=64):
         super().__init__("inception", batch_size)
         graph = FrozenGraph.load(path or download_inception())
-        self._weights = ops.convert_to_tensor(graph.constant(graph.inputs("softmax/logits/MatMul")[1]))
+        self._weights = ops.convert_to_tensor(graph.constant(graph.input("softmax/logits/MatMul", 1)))
         self._run = graph.function("ExpandDims:0", ["pool_3:0", "mixed_6/conv:0"])
         self._classify = backend.compiled(lambda pool, weights: ops.softmax(ops.matmul(pool, weights)), [], (0,))
 
@@ -266,9 +275,10 @@ def load_extractor(kind, inception=None, batch_size=64):
         )
     if not Path(kind).is_file():
         raise FileNotFoundError(f"There is no model at {kind}: expected a .keras file.")
+    check_keras_file(kind)
     try:
         model = keras.models.load_model(kind, compile=False)
-    except (ValueError, OSError, TypeError, KeyError) as error:
+    except Exception as error:  # whatever a damaged description makes Keras stumble over
         raise ValueError(f"{kind} is no Keras model, or is damaged: {str(error).partition(chr(10))[0]}") from None
     name = f"keras:{hashlib.blake2b(Path(kind).read_bytes(), digest_size=8).hexdigest()}"
     return KerasExtractor(model, name=name, batch_size=batch_size)

@@ -14,9 +14,10 @@ from keras import ops
 from fcdm_keras.autoencoders import KLAutoencoder, to_uint8
 from fcdm_keras.data.folders import by_number, list_pictures
 from fcdm_keras.data.latent_store import LatentStore
-from fcdm_keras.data.npz import NpzArray
 from fcdm_keras.data.pictures import UnreadableImageError, decode_image, shown
 from fcdm_keras.evaluation.arrays import LOOKED_AT, check_images, spaced
+from fcdm_keras.formats.npz import NpzArray
+from fcdm_keras.formats.numbers import on_host
 
 LOOKED_INTO = 2**28  # bytes of a file whose values decide what is advised
 
@@ -93,7 +94,7 @@ class ArrayImages:
     """
 
     def __init__(self, images, name="the images"):
-        self._images = images = np.asarray(images)
+        self._images = images = on_host(images, name)
         check_images(images.shape, images.dtype, lambda: images[spaced(len(images), min(len(images), LOOKED_AT))])
         self.name, self.count, self.shape = name, len(images), images.shape[1:]
 

@@ -10,6 +10,7 @@ from scipy.linalg.lapack import dpstrf
 
 from fcdm_keras.evaluation.neighbors import precision_recall
 from fcdm_keras.evaluation.statistics import FeatureStatistics, check_features
+from fcdm_keras.formats.numbers import on_host
 
 SHUFFLES = 10  # that tell how much splits differ by chance
 
@@ -40,7 +41,9 @@ def frechet_distance(mu_a, sigma_a, mu_b, sigma_b):
     Raises:
         ValueError: for shapes that do not fit or values that are not finite.
     """
-    mu_a, sigma_a, mu_b, sigma_b = (np.asarray(x, np.float64) for x in (mu_a, sigma_a, mu_b, sigma_b))
+    mu_a, sigma_a, mu_b, sigma_b = (
+        on_host(x, "Means and covariances").astype(np.float64) for x in (mu_a, sigma_a, mu_b, sigma_b)
+    )
     size = mu_a.shape[0] if mu_a.ndim == 1 else None
     shapes = (mu_a.shape, sigma_a.shape, mu_b.shape, sigma_b.shape)
     if size is None or shapes != ((size,), (size, size), (size,), (size, size)):
@@ -88,7 +91,7 @@ def inception_score(probabilities, split_size=5000):
     Raises:
         ValueError: for an empty or another shape, values that are no probabilities, or a split size below 1.
     """
-    probabilities = np.asarray(probabilities)
+    probabilities = on_host(probabilities, "The probabilities")
     check_features(probabilities, name="probabilities")
     if not isinstance(split_size, (int, np.integer)) or split_size < 1:
         raise ValueError(f"split_size must be a positive integer. Received: {split_size!r}")
@@ -177,7 +180,7 @@ def kernel_distances(reference_features, sample_features, num_subsets=100, subse
     Raises:
         ValueError: fewer than 2 rows, shapes that do not fit, or values that are not finite.
     """
-    reference, samples = np.asarray(reference_features), np.asarray(sample_features)
+    reference, samples = (on_host(x, "The features") for x in (reference_features, sample_features))
     check_features(reference, name="reference features")
     check_features(samples, reference.shape[1], name="sample features")
     size = min(subset_size, len(reference), len(samples))

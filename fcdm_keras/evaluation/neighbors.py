@@ -3,6 +3,7 @@
 import numpy as np
 
 from fcdm_keras.evaluation.statistics import check_features
+from fcdm_keras.formats.numbers import on_host
 
 ROWS, COLUMNS = 2_500, 10_000  # of one block of distances, 100 MB
 
@@ -70,7 +71,7 @@ def squared_distances(a, b):
 def _centred(reference, samples, k):
     if not isinstance(k, (int, np.integer)) or k < 1:
         raise ValueError(f"k must be a positive integer. Received: {k!r}")
-    reference, samples = np.asarray(reference), np.asarray(samples)
+    reference, samples = on_host(reference, "The features"), on_host(samples, "The features")
     check_features(reference, name="reference features")
     check_features(samples, reference.shape[1], name="sample features")
     for name, features in (("reference", reference), ("sample", samples)):

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from fcdm_keras.formats.numbers import on_host
+
 BLOCK = 1024  # rows folded into the sums at once
 
 
@@ -45,7 +47,7 @@ class FeatureStatistics:
         Raises:
             ValueError: for another number of dimensions or features, or values that are not finite.
         """
-        features = np.asarray(features)
+        features = on_host(features, "The features")
         if self._pending is None and features.ndim == 2:
             self._start(features.shape[1])
         check_features(features, None if self._pending is None else self._pending.shape[1], first_row=self.count)

@@ -6,12 +6,12 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from fcdm_keras.data.npz import NpzWriter
 from fcdm_keras.evaluation import metrics
 from fcdm_keras.evaluation.arrays import spaced
 from fcdm_keras.evaluation.checks import NEIGHBORS, available_metrics, check, check_memory, warn
 from fcdm_keras.evaluation.image_sets import ArrayImages
 from fcdm_keras.evaluation.sides import FEATURES_KEY, METRICS, PER_IMAGE, STATISTICS, ImageSet, open_set
+from fcdm_keras.formats.npz import NpzWriter
 
 
 @dataclasses.dataclass

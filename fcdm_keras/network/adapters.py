@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from fcdm_keras.files import sync
+from fcdm_keras.formats import hdf5
 from fcdm_keras.network import weights
 
 FACTORS = ("lora_kernel_a", "lora_kernel_b")
@@ -162,7 +163,7 @@ def load(model, file):
 
 def _read(file):
     """Path → (a, b, alpha) of a file's adapters, and path → value of its other weights."""
-    with h5py.File(file, "r") as content:
+    with hdf5.checked(file), h5py.File(file, "r") as content:
         adapters = {
             path: (*(group[name][()] for name in FACTORS), float(group.attrs["alpha"]))
             for path, group in groups(content.get("adapters", {}), FACTORS[0]).items()

@@ -178,7 +178,8 @@ class DiffusionBackbone(presets.ReplacedWhole, keras_hub.models.Backbone, metacl
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
         """As KerasHub's `from_preset`, from a path too; the dtype policy is the preset's unless `dtype` is given."""
-        return super().from_preset(str(preset), load_weights, **kwargs)
+        with presets.reading(preset, load_weights):
+            return super().from_preset(str(preset), load_weights, **kwargs)
 
     def get_config(self):
         return {

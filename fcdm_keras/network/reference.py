@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from fcdm_keras.files import replacing
-from fcdm_keras.network.torch_files import Skipped, check_finite, contents, read_torch_file
+from fcdm_keras.formats.torch_files import Skipped, check_tensor, contents, read_torch_file, to_array
+from fcdm_keras.network.costs import count
+from fcdm_keras.recipes import ModelSize
 
 _ANCHOR = "x_embedder.weight"  # what comes before it is a prefix of all names
 _TABLE = ".embedding_table.weight"
 _WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _AVERAGE = re.compile(r"(^|_)(ema|swa|avg|averaged?|shadow)(?=[_\d]|$)", re.IGNORECASE)
+_FEW = 2**22  # numbers that a checkpoint may lack, to be named one by one
 _MODEL = re.compile(r"(^|_)model(_|$)", re.IGNORECASE)
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def load_torch_checkpoint(path, weights="ema", dtype=None, num_classes=None):
@@ -51,6 +53,7 @@ def load_torch_checkpoint(path, weights="ema", dtype=None, num_classes=None):
     sizes, rows = _sizes(state, path)
     null_is_missing = _null_is_missing(content, rows, num_classes, path)
     sizes["num_classes"] = rows if null_is_missing else rows - 1
+    _check_costs(sizes, state, path)
 
     from fcdm_keras.network.fcdm import FCDMBackbone  # slow to import: a bad file is refused without it
 
@@ -93,7 +96,7 @@ def _assign(backbone, state, rows_without_null, path):
     if missing or unknown:
         raise ValueError(f"{path} does not fit FCDM: missing tensors {missing[:5]}, unknown tensors {unknown[:5]}.")
     for name, (variable, from_torch, to_torch) in expected.items():
-        value = _array(f"{path}: {name}", state[name])
+        value = to_array(f"{path}: {name}", state[name])
         if name.endswith(_TABLE) and value.shape[:1] == (rows_without_null,):
             value = np.concatenate([value, value.mean(axis=0, keepdims=True)])
         shape = to_torch(np.empty(variable.shape, bool)).shape
@@ -123,9 +126,7 @@ def _state_dict(content, weights, path):
     (_, prefix), inside = chosen.popitem()
     state = {name.removeprefix(prefix): tensor for name, tensor in inside.items() if name.startswith(prefix)}
     for name, tensor in state.items():
-        if isinstance(tensor, Skipped) or str(tensor.layout) != "torch.strided" or tensor.device.type != "cpu":
-            kind = type(tensor).kind if isinstance(tensor, Skipped) else f"{tensor.device.type}, {tensor.layout}"
-            raise ValueError(f"{path}: {name} is no full, dense tensor; store such ones. Received: {kind}.")
+        check_tensor(f"{path}: {name}", tensor)
     return state
 
 
@@ -138,17 +139,19 @@ def _state_dicts(content):
 
 def _walk(content):
     """Whatever has named parts in a file's content, outermost first: (the names that lead to it, its parts)."""
-    waiting, seen = deque([((), content)]), set()
+    waiting, seen = deque([((), content, ())]), set()
     while waiting:
-        place, value = waiting.popleft()
+        place, value, above = waiting.popleft()
         if isinstance(value, Skipped) and not value:  # objects may hold each other
             if id(value) in seen:
                 continue
             seen.add(id(value))
-        inside = contents(value)
+        if id(value) in above:  # a dict in itself; the same one in two places counts as two
+            continue
+        inside, above = contents(value), (*above, id(value))
         yield place, inside
         if len(place) < 8:
-            waiting.extend(((*place, str(name)), item) for name, item in inside.items() if contents(item))
+            waiting.extend(((*place, str(name)), item, above) for name, item in inside.items() if contents(item))
 
 
 def _is_tensor(value):
@@ -211,16 +214,6 @@ def _settings(content, name):
     return {value for value in found if isinstance(value, (int, float))}
 
 
-def _array(name, tensor):
-    """A tensor as float32, in memory of its own: the file may change later. Raises ValueError for other numbers."""
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if kind not in _FLOATS:
-        raise ValueError(f"{name} holds {kind}, as quantised copies do; bring weights in {' or '.join(_FLOATS)}.")
-    array = np.array(tensor.detach().float())
-    check_finite(name, array)
-    return array
-
-
 def _sizes(state, path):
     """Arguments of the backbone but for `num_classes`, and the rows of its label tables."""
 
@@ -246,6 +239,17 @@ def _sizes(state, path):
         "kernel_size": shape(f"{block}.dwconv.weight", 4)[-1],
     }
     return sizes, shape(f"y_embedder_1{_TABLE}", 2)[0]
+
+
+def _check_costs(sizes, state, path):
+    """Raises ValueError for sizes, taken from a few tensors' shapes, that ask for far more numbers than there are."""
+    options = {name: value for name, value in sizes.items() if name not in ("hidden_channels", "depths")}
+    parameters, _ = count(ModelSize(sizes["hidden_channels"], tuple(sizes["depths"])), **options)
+    held = sum(tensor.numel() for tensor in state.values())
+    if parameters > 2 * held + _FEW:
+        raise ValueError(
+            f"{path} is no FCDM checkpoint: its shapes ask for {parameters:,.0f} numbers, and it holds {held:,}."
+        )
 
 
 # How a tensor is laid out in PyTorch and in Keras: (from torch, to torch).

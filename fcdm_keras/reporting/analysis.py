@@ -9,17 +9,22 @@ import csv
 import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from keras import ops
 from tqdm import tqdm
 
 from fcdm_keras import backend
 from fcdm_keras.data.embedded import load_digits
-from fcdm_keras.data.npz import NpzArray, array_names, load_small
+from fcdm_keras.data.pictures import shown
 from fcdm_keras.diffusion import randomness
 from fcdm_keras.diffusion.gaussian import GaussianDiffusion
 from fcdm_keras.files import replacing
+from fcdm_keras.formats.documents import read_json
+from fcdm_keras.formats.npz import NpzArray, array_names, load_small
+from fcdm_keras.formats.numbers import check_finite
 from fcdm_keras.network.layers import GRN
+from fcdm_keras.runs.folder import CONFIG
 from fcdm_keras.runs.load import load_task
 from fcdm_keras.training.plots import plot_curves
 
@@ -27,6 +32,12 @@ LABELS = {
     "spectrum": ("timestep", "spectral energy of the predicted noise"),
     "activations": ("block", "channel diversity (cosine distance)"),
 }
+
+
+class _Trained(msgspec.Struct):
+    """What is read of a run's configuration here; a preset's, which has the same name, tells of no data."""
+
+    dataset: str = ""
 
 
 def spectral_energy(backbone, latents, condition, timesteps, *, seed=0, batch_size=64):
@@ -149,8 +160,8 @@ def load_samples(source, task, options):
     """Latents `(N, H, W, C)` and conditions `(N,)` to analyse a task with. Raises ValueError if there are none."""
     if options.data:
         return _samples_of_file(options, task)
-    config = Path(source) / "config.json"
-    if not config.exists() or '"dataset": "digits"' not in config.read_text():
+    config = Path(source) / CONFIG
+    if not config.exists() or read_json(config, _Trained).dataset != "digits":
         raise ValueError(f"{source} is not known to be trained on the digits: give samples with --data FILE.npz.")
     latents, labels = load_digits("held_out")
     if len(latents) < options.num_samples:
@@ -168,6 +179,7 @@ def _samples_of_file(options, task):
     if len(array) < options.num_samples:
         raise ValueError(f"{options.data} holds {len(array)} samples. Received: --num-samples {options.num_samples}")
     latents = next(array.batches(options.num_samples))
+    check_finite(str(array), latents)
     if array.dtype == np.uint8:
         parts = np.array_split(latents / np.float32(127.5) - np.float32(1), -(-len(latents) // options.batch_size))
         means = (task.autoencoder.encode(part)[0] for part in parts)
@@ -179,7 +191,7 @@ def _samples_of_file(options, task):
         )
     if "arr_1" not in array_names(options.data):
         return latents, ops.convert_to_numpy(task.backbone.conditioning.null(len(latents)))
-    labels = load_small(options.data, "arr_1")[: len(latents)]
+    labels = load_small(options.data, "arr_1", "iu")[: len(latents)]
     task.backbone.conditioning.check(labels)
     return latents, labels.astype(np.int32)
 
@@ -197,10 +209,10 @@ def curves(options):
         samples = load_samples(source, task, options)
         if options.analysis == "spectrum":
             bar = tqdm(timesteps, desc=source, unit="timestep", mininterval=0.2 if os.isatty(2) else 15)
-            yield source, (timesteps, spectral_energy(task.backbone, *samples, bar, **keywords))
+            yield shown(source), (timesteps, spectral_energy(task.backbone, *samples, bar, **keywords))
         else:
             for with_grn in (True, False):
-                name = f"{source}, {'with' if with_grn else 'without'} GRN"
+                name = f"{shown(source)}, {'with' if with_grn else 'without'} GRN"
                 values = channel_diversity(task.backbone, *samples, timesteps, with_grn=with_grn, **keywords)
                 yield name, (np.arange(1, len(values) + 1), values)
 
@@ -210,7 +222,7 @@ def write(options, found):
     folder = Path(options.output)
     x_label, y_label = LABELS[options.analysis]
     numbers, picture = (folder / f"{options.analysis}.{kind}" for kind in ("csv", "png"))
-    with replacing(numbers, "w", newline="") as file:
+    with replacing(numbers, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("model", x_label, y_label))
         writer.writerows((name, int(x), float(y)) for name, curve in found.items() for x, y in zip(*curve))

@@ -1,15 +1,19 @@
 """What run folders hold, as rows of cells beside the paper's."""
 
 import dataclasses
-import json
 from pathlib import Path
+from typing import Annotated, Any
 
+import msgspec
+
+from fcdm_keras.data.store_metadata import read_store
+from fcdm_keras.formats.documents import Count, Size, Width, as_schema, read_json
 from fcdm_keras.network.costs import COUNTS, count
 from fcdm_keras.recipes import MODEL_SIZES, TrainConfig
 from fcdm_keras.reporting.paper import TABLES
 from fcdm_keras.runs.folder import stored_config
 from fcdm_keras.runs.history import HISTORY, read_history
-from fcdm_keras.training.callbacks import read_csv
+from fcdm_keras.training.callbacks import FIELDS, read_csv
 
 SCORES = ("fid", "sfid", "inception_score", "precision", "recall")
 HEADINGS = (
@@ -17,6 +21,38 @@ HEADINGS = (
 )  # fmt: skip
 
 SD_FACTOR, SD_SCALE = 8, TrainConfig.latent_scale  # of Stable Diffusion's autoencoder, the only one of this scale
+
+_CURE = "remove it, or write it again"
+_Score = bool | int | float | str | list[Any] | None
+
+
+class _Evaluation(msgspec.Struct):
+    """What this program reads of the scores that `python -m fcdm_keras.evaluate --json` wrote."""
+
+    fid: float | None = None
+    sfid: float | None = None
+    inception_score: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    num_samples: Count | None = None
+
+
+class _Identity(msgspec.Struct):
+    embedding_dim: Width
+
+
+class _Conditions(msgspec.Struct):
+    identity: _Identity
+
+
+class _Autoencoder(msgspec.Struct):
+    block_out_channels: Annotated[tuple[Width, ...], msgspec.Meta(min_length=1, max_length=12)] = (1,)
+    downsampling_factor: Size | None = None
+
+
+_AutoencoderObject = msgspec.defstruct("_AutoencoderObject", [("config", _Autoencoder)])
+_TaskConfig = msgspec.defstruct("_TaskConfig", [("autoencoder", _AutoencoderObject)])
+_Task = msgspec.defstruct("_Task", [("config", _TaskConfig)])
 
 
 @dataclasses.dataclass
@@ -46,26 +82,20 @@ def read_run(folder):
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} is no run folder: it holds no config.json. Give folders such as runs/digits.")
     log = folder / "log.csv"
-    run = Run(folder, stored_config(folder, others=True), read_csv(log) if log.exists() else [], {}, {})
+    run = Run(folder, stored_config(folder, others=True), read_csv(log, FIELDS) if log.exists() else [], {}, {})
     for file in sorted(folder.glob("*.json")):
-        content = _read_json(file)
+        content = read_json(file, Any, _CURE)
         if file.name == "scores.json":
-            run.judged = content
+            run.judged = as_schema(content, dict[str, _Score], file, _CURE)
         elif file.name == HISTORY:
             run.changes = read_history(folder)
         elif file.name != "config.json" and isinstance(content, dict):
             if set(SCORES) & content.keys():
+                as_schema(content, _Evaluation, file, _CURE)
                 run.evaluations[file.name] = content
-            if isinstance(content.get("identity"), dict):  # of what made the conditions
-                run.embedding_dim = content["identity"].get("embedding_dim")
+            if file.name == "text.json" or "identity" in content:  # of what made the conditions
+                run.embedding_dim = as_schema(content, _Conditions, file, _CURE).identity.embedding_dim
     return run
-
-
-def _read_json(file):
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON, or is cut short; remove it or write it again: {error}") from None
 
 
 def model_size(run):
@@ -87,19 +117,15 @@ def latent_side(run):
     """
     store, task = run.folder / "latents.json", run.folder / "preset" / "task.json"
     if store.exists():
-        return _read_json(store)["latent_shape"][0]
+        return read_store(store).latent_shape[0]
     config = run.config
     if task.exists():
-        return config.image_size // _factor(_read_json(task)["config"]["autoencoder"]["config"])
+        autoencoder = read_json(task, _Task, _CURE).config.autoencoder.config
+        factor = autoencoder.downsampling_factor or 2 ** (len(autoencoder.block_out_channels) - 1)
+        return config.image_size // factor
     if config.dataset == "digits":
         return config.image_size
     return config.image_size // SD_FACTOR if config.latent_scale == SD_SCALE else None
-
-
-def _factor(autoencoder):
-    """Pixels to a latent, of an autoencoder's configuration."""
-    halvings = len(autoencoder.get("block_out_channels", "-")) - 1
-    return autoencoder.get("downsampling_factor", 2**halvings)
 
 
 def our_rows(run):

@@ -1,6 +1,6 @@
 """The frame of a training script: flags, the run folder, training, and the scores at the end.
 
-Standard library only, until the flags and the data are found good.
+Nothing heavy is imported, until the flags and the data are found good.
 """
 
 import argparse

@@ -9,6 +9,7 @@ from fcdm_keras.data.embedded import load_digits
 from fcdm_keras.data.latent_store import LatentStore, StoreSource, check_fit
 from fcdm_keras.data.latent_writer import posterior_arrays
 from fcdm_keras.data.sources import about, open_source, read_images
+from fcdm_keras.data.store_metadata import read_store
 from fcdm_keras.evaluation import digits as digit_scores
 from fcdm_keras.evaluation.features import load_extractor
 from fcdm_keras.evaluation.suite import Judge
@@ -166,13 +167,13 @@ def open_stored(config, folder):
 
 def _check_same_store(store, folder):
     """The run folder keeps the metadata of the store that the run was started on."""
-    file, text = folder / LATENTS, store.metadata.to_json()
-    if file.exists() and file.read_text(encoding="utf-8") != text:
+    file = folder / LATENTS
+    if file.exists() and read_store(file) != store.metadata:
         raise ValueError(
             f"{folder} was trained on another latent store than {store.folder}: compare {file} with its store.json. "
             "Give the store that it was started on, or another --results-dir."
         )
-    write_atomically(file, text)
+    write_atomically(file, store.metadata.to_json())
 
 
 def open_in_memory(config):

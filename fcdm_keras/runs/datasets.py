@@ -10,7 +10,7 @@ A data set checks the settings of a run before anything heavy is imported, and o
 - if it makes something in the run folder first: `makes`, the names of these files and folders, and `made_of`, the
   settings that they follow from. They are made anew if such a setting changes before anything was trained with them.
 
-Standard library only. Each method that computes imports what it needs itself.
+Nothing heavy is imported. Each method that computes imports what it needs itself.
 """
 
 import dataclasses

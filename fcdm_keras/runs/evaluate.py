@@ -1,6 +1,5 @@
 """The work of `python -m fcdm_keras.evaluate`: opens samples and reference, scores, and writes."""
 
-import math
 import sys
 import warnings
 from pathlib import Path
@@ -102,5 +101,4 @@ def _deviation(metric, result):
 
 def write_json(result, path):
     """Writes the result in one step; NaN, which is no JSON, as null."""
-    values = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in result.items()}
-    write_atomically(Path(path), to_json(values))
+    write_atomically(Path(path), to_json(result))

@@ -1,4 +1,4 @@
-"""The folder of a run. Standard library only: a folder that does not fit is refused before anything heavy is imported.
+"""The folder of a run. A folder that does not fit is refused before anything heavy is imported.
 
 runs/digits/
   config.json       the resolved configuration          log.csv        step, loss, mse, vb, images_per_second
@@ -20,8 +20,10 @@ import shutil
 from pathlib import Path
 
 from fcdm_keras import options
+from fcdm_keras.data.store_metadata import read_store
 from fcdm_keras.files import read_text, write_atomically
-from fcdm_keras.recipes import TrainConfig
+from fcdm_keras.formats.documents import Names, read_json
+from fcdm_keras.recipes import TrainConfig, VAEConfig
 from fcdm_keras.runs.history import HISTORY, record
 from fcdm_keras.runs.outputs import RUN, check_folder
 from fcdm_keras.runs.owner import owned
@@ -30,6 +32,7 @@ CONFIG, CHECKPOINTS, PRESET, ADAPTERS = "config.json", "checkpoints", "preset", 
 LOG, LOSSES, TENSORBOARD = "log.csv", "loss.png", "tensorboard"
 SCORES, SCORE_LOG, LATENTS, CLASSES = "scores.json", "scores.csv", "latents.json", "classes.json"
 VAE_CONFIG, VAE = "settings.json", "vae"  # of an autoencoder's run: its configuration, and what it exports
+_DAMAGED = "give another run folder, or restore or remove this file"
 _CHECKPOINT = re.compile(r"step-(\d{9})")
 
 
@@ -67,7 +70,12 @@ def open_run(config, given=(), dataset=None):
 def open_vae_run(output, config, given=()):
     """As `open_run`, of the run of a `VAEConfig` in the folder `output`, whose configuration is in `settings.json`."""
     folder = Path(output)
-    return _open(folder, VAE_CONFIG, lambda: _read_vae_config(folder / VAE_CONFIG), config, given)
+
+    def stored():
+        file, cure = folder / VAE_CONFIG, "restore or remove it, or give another --output"
+        return dataclasses.asdict(options.from_json(read_text(file), VAEConfig, False, file, cure))
+
+    return _open(folder, VAE_CONFIG, stored, config, given)
 
 
 @contextlib.contextmanager
@@ -130,14 +138,9 @@ def _forget(folder, file, read, config, dataset):
 
 
 def stored_config(folder, config_class=TrainConfig, others=False):
-    """The configuration stored in a run folder; options as in `options.from_json`. Raises ValueError if unreadable."""
+    """The configuration stored in a run folder, see `options.from_json`. Raises ValueError or OSError."""
     file = Path(folder) / CONFIG
-    try:
-        return options.from_json(read_text(file), config_class, others)
-    except ValueError as error:
-        raise ValueError(
-            f"{file} does not fit; give another run folder, or remove it if it is damaged: {error}"
-        ) from None
+    return options.from_json(read_text(file), config_class, others, file, _DAMAGED)
 
 
 def remember_classes(folder, class_names):
@@ -162,19 +165,8 @@ def stored_classes(folder):
     for name in (CLASSES, LATENTS):
         file = Path(folder) / name
         if file.exists():
-            try:
-                content = options.read_json(file)
-                return tuple(content if name == CLASSES else content["class_names"])
-            except (ValueError, TypeError, KeyError):
-                raise ValueError(f"{file} holds no names of classes, or is damaged: restore or remove it.") from None
+            return read_store(file).class_names if name == LATENTS else read_json(file, Names, "restore or remove it")
     return None
-
-
-def _read_vae_config(file):
-    try:
-        return dict(options.read_json(file))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read; remove it, or give another --output: {error}") from None
 
 
 def _allowed(stored, config, given, folder, place):

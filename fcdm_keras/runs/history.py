@@ -1,4 +1,4 @@
-"""What was changed while a run was trained, and when: `history.json` in its folder. Standard library only.
+"""What was changed while a run was trained, and when: `history.json` in its folder. Nothing heavy is imported here.
 
 A list of entries, each of a `setting`, its value `before` and `after`, the `step` from which on it holds, and the
 `date` of the command that asked for it.
@@ -7,11 +7,22 @@ A list of entries, each of a `setting`, its value `before` and `after`, the `ste
 import time
 from pathlib import Path
 
+import msgspec
+
 from fcdm_keras.files import write_atomically
-from fcdm_keras.options import read_json, to_json
+from fcdm_keras.formats.documents import Count, Name, Struct, read_json
+from fcdm_keras.options import to_json
 
 HISTORY = "history.json"
-_FIELDS = {"step", "date", "setting", "before", "after"}
+_Value = bool | int | float | str | tuple[int, ...] | None
+
+
+class _Entry(Struct):
+    step: Count
+    date: str
+    setting: Name
+    before: _Value
+    after: _Value
 
 
 def read_history(folder):
@@ -23,11 +34,8 @@ def read_history(folder):
     file = Path(folder) / HISTORY
     if not file.exists():
         return []
-    try:
-        entries = [{name: entry[name] for name in sorted(_FIELDS)} for entry in read_json(file)]
-        return sorted(entries, key=lambda entry: int(entry["step"]))
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{file} holds no history of a run, or is damaged: restore or remove it.") from None
+    entries = read_json(file, tuple[_Entry, ...], "restore or remove it")
+    return sorted(map(msgspec.to_builtins, entries), key=lambda entry: entry["step"])
 
 
 def record(folder, step, changes):

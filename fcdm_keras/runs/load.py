@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from fcdm_keras import options
 from fcdm_keras.autoencoders import Identity, KLAutoencoder
+from fcdm_keras.data.store_metadata import read_store
 from fcdm_keras.network.base import DiffusionBackbone
+from fcdm_keras.network.presets import read_object
 from fcdm_keras.network.reference import load_torch_checkpoint
 from fcdm_keras.runs import folder as run_folder
 from fcdm_keras.runs.build import build_backbone, build_task, build_trainer
@@ -45,7 +46,7 @@ def load_task(source, autoencoder=None):
 
     def load(preset):
         file = Path(preset) / "task.json"
-        kind = options.read_json(file)["class_name"] if file.exists() else "ClassToImage"
+        kind = read_object(file)["class_name"] if file.exists() else "ClassToImage"
         if kind != "ClassToImage":
             raise ValueError(f"it holds a {kind}, and a ClassToImage is needed.")
         if Path(preset).is_dir() and not file.exists():  # a backbone's, as `convert` writes: flags say the rest
@@ -100,4 +101,4 @@ def stored_autoencoder(config, folder):
     store = folder / run_folder.LATENTS
     if not store.exists() and config.cache:
         return Identity(config.latent_channels)
-    return KLAutoencoder.from_diffusers(config.vae or options.read_json(store)["autoencoder"])
+    return KLAutoencoder.from_diffusers(config.vae or read_store(store).autoencoder)

@@ -36,7 +36,8 @@ PATIENCE = 3.0  # seconds of waiting before it is told of
 
 _SIGN = 20  # bytes of a sign of life
 _CLAIMING = b"claiming".ljust(_SIGN)  # in its place, before the second look
-_FIELDS = {"host", "pid", "since", "machine", "began", "home", "token"}  # of an owner
+_LONGEST = 2**14  # bytes of a claim that are read
+_OWNER = {"host": str, "pid": int, "since": str, "machine": str, "began": (str, type(None)), "home": int, "token": str}
 _EXITING = 4  # PF_EXITING among Linux's flags of a process
 _NUMBER = re.compile(r"\d{6,}")
 _held = {}  # real path of a folder → the claim of this process
@@ -235,7 +236,8 @@ def _numbers(home):
 def _read(file):
     """A claim, or `None` where there is none. Raises OSError if it cannot be read."""
     try:
-        content = file.read_bytes()
+        with open(file, "rb") as opened:
+            content = opened.read(_LONGEST)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -245,8 +247,8 @@ def _read(file):
         ) from None
     try:
         owner = json.loads(content[_SIGN:])
-        owner = owner if owner.keys() >= _FIELDS else None
-    except (ValueError, AttributeError):
+        owner = owner if all(isinstance(owner[name], kind) for name, kind in _OWNER.items()) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
         owner = None
     return _Seen(int(file.name), content[:_SIGN], owner)
 
@@ -273,7 +275,7 @@ def _answers(owner, home):
         return False
     except PermissionError:
         pass
-    except (OverflowError, TypeError):
+    except OverflowError:
         return None
     began = _began(owner["pid"])
     return None if began is None else began == owner["began"]

@@ -7,12 +7,16 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from tqdm import tqdm
 
 from fcdm_keras import distribution, options
+from fcdm_keras.data.pictures import shown
 from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.files import DifferentContentsError, make_folder, replacing
+from fcdm_keras.formats.documents import Count, as_schema, read_json
 from fcdm_keras.runs.load import load_task
 from fcdm_keras.runs.outputs import IMAGES
 from fcdm_keras.runs.overwriting import in_its_place
@@ -21,6 +25,13 @@ from fcdm_keras.sampling.writers import NpzFile, PNGFolder
 
 SETTINGS = "settings.json"
 MAY_CHANGE = {"batch_size", "num_samples"}  # when drawing is resumed; there may be more images, never fewer
+
+
+class _Drawn(msgspec.Struct):
+    """What this program reads of a folder's settings, all of which must agree when drawing goes on."""
+
+    num_samples: Count
+    labels: list[Any]  # of any conditions
 
 
 def open_request(flags):
@@ -61,8 +72,7 @@ def draw(flags, output, opener):
     """Draws what is missing in the folder `output`. Returns the `Request`."""
     stored, asked = stored_settings(output), flags.num_samples
     distribution.barrier()  # before any process writes
-    there = (stored or {}).get("num_samples")
-    flags.num_samples = max(asked, there) if isinstance(there, int) else asked
+    flags.num_samples = max(asked, (stored or {}).get("num_samples", 0))
     request = opener(flags)
     decisive = {**request.settings(), "num_samples": len(request), "labels": request.labels.tolist()}
     check_settings(output, stored, decisive)
@@ -71,8 +81,9 @@ def draw(flags, output, opener):
     if request.describe():
         distribution.say(request.describe())
     files = writers(flags, output, request)
+    names = {"source": shown(flags.source), "output": shown(flags.output)}
     told = {name: value for name, value in vars(flags).items() if name != "overwrite"}
-    own = distribution.share(missing(files, request, output, {**told, **decisive}))
+    own = distribution.share(missing(files, request, output, {**told, **names, **decisive}))
     interval = 0.2 if os.isatty(2) else 15
     with tqdm(total=len(own), desc="sampling", unit="batch", mininterval=interval) as bar:
         for first, drawn in request.batches(own):
@@ -130,7 +141,10 @@ def stored_settings(output):
     """The settings of the images in the folder, `None` where it is new. Raises ValueError for images without any."""
     file = output / SETTINGS
     if file.exists():
-        return _stored(file)
+        try:
+            return _read_settings(file)
+        except ValueError as error:
+            raise DifferentContentsError(str(error)) from None
     for other in sorted(output.iterdir()):
         picture = (mimetypes.guess_type(other.name)[0] or "").startswith("image/") and not other.name.startswith(".")
         if picture or other.name.startswith("samples.npz"):
@@ -145,9 +159,8 @@ def check_settings(output, stored, decisive):
     """Raises ValueError if the stored settings are of other images; those of fewer images are not."""
     if stored is None:
         return
-    labels = stored.get("labels")
-    same = isinstance(labels, list) and labels == decisive["labels"][: len(labels)]
-    there = {**stored, "labels": decisive["labels"] if same else labels}
+    labels = stored["labels"]
+    there = {**stored, "labels": decisive["labels"] if labels == decisive["labels"][: len(labels)] else labels}
     different = options.differences(there, dict(sorted(decisive.items())), MAY_CHANGE, ("labels", "weights"))
     if different:
         raise DifferentContentsError(
@@ -156,8 +169,12 @@ def check_settings(output, stored, decisive):
         )
 
 
-def _stored(file):
-    try:
-        return dict(options.read_json(file))
-    except (ValueError, TypeError):
-        raise DifferentContentsError(f"{file} is damaged: give another --output, or --overwrite.") from None
+def _read_settings(file):
+    cure = "give another --output, or --overwrite to replace it"
+    content = read_json(file, dict[str, Any], cure)
+    drawn = as_schema(content, _Drawn, file, cure)
+    if len(drawn.labels) != drawn.num_samples:
+        raise ValueError(
+            f"{file} contradicts itself: {len(drawn.labels):,} labels of {drawn.num_samples:,} samples; {cure}."
+        )
+    return content

@@ -5,7 +5,7 @@
         with distribution.setup(), if_one_of_several(opened):  # or here, all processes with the same sentence
             …
 
-Standard library only, until a job's processes are connected.
+Nothing heavy is imported, until a job's processes are connected.
 """
 
 import contextlib

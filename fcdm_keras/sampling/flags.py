@@ -1,4 +1,4 @@
-"""The flags that say what a model draws, and their checks. Standard library only."""
+"""The flags that say what a model draws, and their checks. Nothing heavy is imported."""
 
 import argparse
 

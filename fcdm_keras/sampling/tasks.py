@@ -19,7 +19,7 @@ from fcdm_keras.diffusion.samplers import SAMPLERS, taken
 from fcdm_keras.network.backbones import BACKBONES  # noqa: F401  (registers all, for presets)
 from fcdm_keras.network.base import AnyBackbone
 from fcdm_keras.network.conditioning import ClassConditioning, as_labels
-from fcdm_keras.network.presets import ReplacedWhole
+from fcdm_keras.network.presets import ReplacedWhole, reading
 from fcdm_keras.network.weights import resolved
 from fcdm_keras.sampling.draw_options import DrawOptions
 from fcdm_keras.sampling.finite import check_finite
@@ -219,7 +219,8 @@ class ImageTask(ReplacedWhole, keras_hub.models.Task, metaclass=Independent):
         Raises:
             ValueError: it is a backbone's preset, and neither is given.
         """
-        task = super().from_preset(str(preset), load_weights, **kwargs)
+        with reading(preset, load_weights):
+            task = super().from_preset(str(preset), load_weights, **kwargs)
         if not task._is_stored and not kwargs.keys() & {"autoencoder", "image_size"}:
             raise ValueError(
                 f"{preset} is the preset of a backbone and not of a task: give autoencoder= and image_size= (pixels; "

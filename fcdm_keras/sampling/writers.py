@@ -8,15 +8,16 @@ import io
 import os
 import re
 import shutil
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
 
-from fcdm_keras.data.npz import NpzArray, NpzWriter, array_names, load_small
 from fcdm_keras.files import make_folder, remove_leftovers, replacing, sync
+from fcdm_keras.formats import regular
+from fcdm_keras.formats.npz import NpzArray, NpzWriter, array_names, load_small
 
+_BESIDE = 2**20  # bytes of a PNG beside its pixels
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -78,6 +79,8 @@ class PNGFolder:
     def _is_whole(self, file):
         _, height, width, channels = self.shape
         expected = ("PNG", "L" if channels == 1 else "RGB", (width, height))
+        if regular.size(file) > 2 * height * width * channels + _BESIDE:
+            raise ValueError(_foreign(file, f"{file.stat().st_size:,} bytes of one image"))
         content, found = file.read_bytes(), None
         whole = content.endswith(PNG_END)
         try:
@@ -134,14 +137,14 @@ class NpzFile:
     def _is_whole(self, file, labels):
         try:
             if file.suffix == ".npy":
-                part = np.load(file, mmap_mode="r")
-                return part.dtype == np.uint8 and part.shape[1:] == self.shape[1:] and len(part) == len(_range(file))
+                part = NpzArray(file)
+                return part.dtype == np.uint8 and part.shape == (len(_range(file)), *self.shape[1:])
             names = array_names(file)
             if {"arr_0", "arr_1"} <= set(names):
-                array, stored = NpzArray(file), load_small(file, "arr_1")
+                array, stored = NpzArray(file), load_small(file, "arr_1", "iuU")
                 for _ in array.batches(64):  # which compares the checksum
                     pass
-        except (ValueError, EOFError, zipfile.BadZipFile):
+        except ValueError:
             return False
         if not {"arr_0", "arr_1"} <= set(names):
             raise ValueError(_foreign(file, f"with {', '.join(names)}, where arr_0 and arr_1 are written"))
@@ -182,7 +185,7 @@ class NpzFile:
             for part, file in self._ranges():
                 if part.start <= writer.rows < part.stop:
                     known = writer.rows - part.start
-                    for rows in NpzArray(file).batches(64) if file.suffix == ".npz" else [np.load(file)]:
+                    for rows in NpzArray(file).batches(64):
                         writer.append(rows[known:])
                         known = max(0, known - len(rows))
             writer.finish(arr_1=labels)

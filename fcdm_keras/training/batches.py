@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from fcdm_keras import backend, distribution
+from fcdm_keras.formats.numbers import on_host
 from fcdm_keras.training import checks
 
 
@@ -49,7 +50,7 @@ class Batches:
 
     def checked(self, data):
         """A batch, or a whole data set, as NumPy arrays that fit the trainer."""
-        batch = {name: checks.on_host(value) for name, value in self.named(data).items()}
+        batch = {name: on_host(value, name) for name, value in self.named(data).items()}
         checks.check_sizes(batch)
         self.trainer.check_batch(batch)
         module = self.trainer.conditioning
@@ -167,10 +168,13 @@ def condition_of(module, condition, drawn=False):
 
 
 def padded(batch, parts, marked=False):
-    """A batch whose rows `parts` divides, with `real` where rows were added, or where `marked` says so."""
+    """A batch whose rows `parts` divides, with `real` where rows were added, or where `marked` says so.
+
+    It has memory of its own: TensorFlow takes arrays without a copy, and writes into those that it has split.
+    """
     size = len(next(iter(batch.values())))
     added = -size % parts
-    batch = {name: array.astype("float32") if array.dtype == "float64" else array for name, array in batch.items()}
+    batch = {name: np.array(a, "float32" if a.dtype == "float64" else a.dtype) for name, a in batch.items()}
     if not added and not marked:
         return batch
     real = np.zeros(size + added, "float32")

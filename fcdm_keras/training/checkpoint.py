@@ -13,18 +13,33 @@ import re
 import shutil
 import warnings
 from pathlib import Path
+from typing import Annotated, Any
 
 import keras
+import msgspec
 import numpy as np
 from keras import ops
 
 from fcdm_keras import distribution, files
+from fcdm_keras.formats.documents import Count, as_schema, read_json
 from fcdm_keras.training import weight_file
 from fcdm_keras.training.logs import metric_sums
 
 WEIGHTS, MANIFEST = "trainer.weights.h5", "checkpoint.json"
 _NAME = re.compile(r"step-(\d{9})")
 _UNFINISHED = ".unfinished-"
+
+
+class _State(msgspec.Struct):
+    metrics: dict[str, list[float]] = {}
+    generators: list[Any] = []
+
+
+class _Manifest(msgspec.Struct):
+    step: Count
+    shapes: list[Annotated[list[Count], msgspec.Meta(max_length=8)]]
+    sha256: str
+    state: _State = msgspec.field(default_factory=_State)
 
 
 class CheckpointManager:
@@ -177,15 +192,22 @@ class CheckpointManager:
     def damage(self, step):
         """What is wrong with a checkpoint, as a phrase, or `None`."""
         try:
-            manifest = json.loads((self.path(step) / MANIFEST).read_text())
+            manifest = self._manifest(step)
             if manifest["sha256"] != _checksum(self.path(step) / WEIGHTS, manifest):
                 return "its contents do not match their checksum"
             return None if manifest["step"] == step else "its manifest is of another step"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             return f"it cannot be read ({error})"
 
+    def _manifest(self, step):
+        """A checkpoint's manifest as it was written. Raises ValueError or OSError."""
+        file = self.path(step) / MANIFEST
+        content = read_json(file, dict[str, Any])
+        as_schema(content, _Manifest, file)
+        return content
+
     def _load(self, trainer, step):
-        manifest = json.loads((self.path(step) / MANIFEST).read_text())
+        manifest = self._manifest(step)
         weight_file.check_adapters(self.path(step) / WEIGHTS, trainer.ema.model)
         if not _is_of_model(manifest["shapes"], trainer):
             saved, own = _count(manifest["shapes"]), _count(_shapes(trainer))
@@ -202,8 +224,7 @@ class CheckpointManager:
 
     def metric_sums(self, step):
         """The `metric_sums` of a step's checkpoint; of an earlier version's none."""
-        file = self.path(step) / MANIFEST
-        state = json.loads(file.read_text()).get("state", {}) if file.exists() else {}
+        state = self._manifest(step).get("state", {}) if (self.path(step) / MANIFEST).exists() else {}
         return state.get("metrics", {})
 
     def _prune(self, newest):

@@ -9,28 +9,6 @@ CHUNK = 4096  # samples that are looked at together
 LARGEST = 2**32  # bytes up to which all numbers are looked at
 
 
-def on_host(value):
-    """A list, array or tensor of any engine as a NumPy array; `None` stays.
-
-    Raises:
-        ValueError: it cannot be one.
-    """
-    if value is None or isinstance(value, np.ndarray):
-        return value
-    if hasattr(value, "detach"):  # PyTorch's, perhaps on another device
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    elif hasattr(value, "numpy") and not hasattr(value, "__array__"):
-        value = value.numpy()
-    try:
-        if isinstance(value, (list, tuple)):
-            value = [on_host(item) if hasattr(item, "detach") else item for item in value]
-        array = np.asarray(value)
-    except (ValueError, TypeError):
-        raise ValueError(f"Data must be arrays. Received: {type(value).__name__} of unequal parts") from None
-    return array.astype("float32") if str(array.dtype) == "bfloat16" else array
-
-
 def check_sizes(batch):
     """All arrays of a batch or data set have the same number of samples, at least one. Returns the number."""
     sizes = {name: len(array) if array.ndim else 0 for name, array in batch.items()}

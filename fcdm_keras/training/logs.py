@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from fcdm_keras import backend, distribution
 from fcdm_keras.files import replacing
+from fcdm_keras.formats.documents import read_table
 from fcdm_keras.training.step_callback import StepCallback
 
 FIELDS = ("step", "loss", "mse", "vb", "images_per_second")  # of the log of a diffusion model's training
@@ -106,7 +107,7 @@ class CSVWriter:
 
     def __init__(self, path, resume_step=0, fields=FIELDS):
         self.path, self.fields = Path(path), fields
-        kept = [row for row in read_csv(self.path) if row["step"] <= resume_step] if self.path.exists() else []
+        kept = [row for row in read_csv(self.path, fields) if row["step"] <= resume_step] if self.path.exists() else []
         with replacing(self.path, "w", newline="") as file:
             writer = csv.DictWriter(file, fields)
             writer.writeheader()
@@ -119,16 +120,9 @@ class CSVWriter:
             os.fsync(file.fileno())  # before the checkpoint that goes on behind it
 
 
-def read_csv(path):
-    """Rows of a log as dicts of numbers; a line cut short by a kill is left out."""
-    rows = []
-    with open(path, newline="") as file:
-        for row in csv.DictReader(line for line in file if line.endswith("\n")):
-            try:
-                rows.append({name: int(value) if name == "step" else float(value) for name, value in row.items()})
-            except (TypeError, ValueError):
-                continue
-    return rows
+def read_csv(path, fields=("step",)):
+    """Rows of a log with these columns, see `fcdm_keras.formats.documents.read_table`. Raises ValueError or OSError."""
+    return read_table(path, fields, "restore or remove it")
 
 
 class TensorBoardWriter:

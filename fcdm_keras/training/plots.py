@@ -20,7 +20,7 @@ def plot_runs(logs, path, columns=DIFFUSION):
         path: PNG to write.
         columns: the two columns drawn → axis labels.
     """
-    runs = {name: read_csv(log) for name, log in logs.items()}
+    runs = {name: read_csv(log, ("step", *columns)) for name, log in logs.items()}
     figure, axes = _figure(2)
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
         for name, rows in runs.items():

@@ -5,6 +5,7 @@ from keras import ops
 
 from fcdm_keras import backend, distribution
 from fcdm_keras.diffusion import randomness
+from fcdm_keras.formats import hdf5
 from fcdm_keras.training import checks, weight_file
 from fcdm_keras.training.batches import Batches
 from fcdm_keras.training.ema import EMA
@@ -122,13 +123,15 @@ class StepTrainer(backend.TrainStep, keras.Model):
         """
         if not str(filepath).endswith(".weights.h5") or skip_mismatch or kwargs:
             super().load_weights(filepath, skip_mismatch, **kwargs)
-        elif not weight_file.is_of_trainer(filepath, self):
-            self.ema.model.load_weights(filepath)
-            self.ema.reset()
-        else:
-            parts = [self.ema, *([self.optimizer] if self.optimizer else [])]
-            loader = super().load_weights
-            weight_file.load(filepath, self, lambda: loader(filepath, objects_to_skip=parts))
+            return
+        loader = super().load_weights
+        with hdf5.checked(filepath, finite=False):  # moments may be infinite where weights are not
+            if not weight_file.is_of_trainer(filepath, self):
+                self.ema.model.load_weights(filepath)
+                self.ema.reset()
+            else:
+                parts = [self.ema, *([self.optimizer] if self.optimizer else [])]
+                weight_file.load(filepath, self, lambda: loader(filepath, objects_to_skip=parts))
 
     def save(self, *args, **kwargs):
         raise NotImplementedError(_NO_CONFIG.format(name=type(self).__name__, trained=self.trained))

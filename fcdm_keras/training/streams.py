@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from fcdm_keras import backend
-from fcdm_keras.training import checks
+from fcdm_keras.formats.numbers import on_host
 from fcdm_keras.training.batches import condition_of
 
 STREAMS = "tf.data, Grain, PyDataset, PyTorch loaders or a generator"
@@ -20,9 +20,7 @@ def split(data, fraction):
     if is_stream(data[0]):
         raise ValueError(f"validation_split cuts whole arrays. Received: {type(data[0])}; give validation_data")
     arrays = tuple(
-        {name: checks.on_host(value) for name, value in part.items()}
-        if isinstance(part, dict)
-        else checks.on_host(part)
+        {name: on_host(value, name) for name, value in part.items()} if isinstance(part, dict) else on_host(part)
         for part in data
     )
     first = next(iter(arrays[0].values())) if isinstance(arrays[0], dict) else arrays[0]

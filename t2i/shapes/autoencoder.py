@@ -10,6 +10,7 @@ from fcdm_keras import distribution
 from fcdm_keras.autoencoders import PatchAutoencoder
 from fcdm_keras.data.batches import training_batches
 from fcdm_keras.files import replacing
+from fcdm_keras.formats.npz import array_names, load_small
 from fcdm_keras.runs import loop
 from fcdm_keras.runs.owned import OwnedCheckpoints
 from fcdm_keras.training import callbacks
@@ -59,9 +60,9 @@ def read_autoencoder(config, folder):
     """The autoencoder in a run folder. Raises ValueError if its file is damaged or of other sizes."""
     autoencoder = PatchAutoencoder(FACTOR, config.latent_channels)
     try:
-        with np.load(folder / FILE) as stored:
-            autoencoder.set_weights([stored[name] for name in stored.files])
-    except Exception as error:  # zipfile, zlib, NumPy and Keras each have their own
+        names = array_names(folder / FILE)
+        autoencoder.set_weights([load_small(folder / FILE, name, "f") for name in names])
+    except ValueError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{folder / FILE} is damaged ({reason}): remove it, and it is trained again.") from None
     return autoencoder

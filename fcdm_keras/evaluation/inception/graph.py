@@ -12,6 +12,7 @@ pool, spatial = run(images)  # float32 (B, H, W, 3), 0 … 255
 ```
 """
 
+import graphlib
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -21,7 +22,9 @@ from tensorboardX.proto import graph_pb2
 from fcdm_keras import backend
 from fcdm_keras.evaluation.inception.graph_ops import OPERATIONS
 from fcdm_keras.evaluation.inception.graph_values import constant
+from fcdm_keras.formats import regular
 
+LARGEST = 2**30  # bytes of a file
 _PASSES_ON = ("Identity", "CheckNumerics")
 
 
@@ -40,6 +43,7 @@ class FrozenGraph:
     @classmethod
     def load(cls, path):
         """Reads a `.pb` file. Raises ValueError if it is none or is cut short, and OSError if it cannot be read."""
+        regular.size(path, LARGEST)
         content = Path(path).read_bytes()
         definition = graph_pb2.GraphDef()
         try:
@@ -68,14 +72,22 @@ class FrozenGraph:
         """Names of a node's data inputs."""
         return [source for source in self.node(name).input if not source.startswith("^")]
 
+    def input(self, name, place):
+        """Name of one of a node's data inputs. Raises ValueError if it has fewer."""
+        names = self.inputs(name)
+        if place >= len(names):
+            raise ValueError(f"{self.name}: node {name!r} must have {place + 1} inputs. Received: {len(names)}")
+        return names[place]
+
     def constant(self, name):
         """A constant as a NumPy array, also behind identities. Raises ValueError if the tensor is computed."""
         node = self.node(name)
-        while node.op in _PASSES_ON:
-            node = self.node(self.inputs(node.name)[0])
+        for _ in self.nodes:  # no longer way than there are nodes, unless one leads to itself
+            if node.op in _PASSES_ON:
+                node = self.node(self.input(node.name, 0))
         if node.op != "Const":
             raise ValueError(f"{self.name}: {name!r} must be a constant. Received: the result of {node.op}")
-        return constant(node)
+        return constant(node, self.name)
 
     def function(self, feed, fetches):
         """A function of one tensor, compiled for each shape of it.
@@ -94,18 +106,19 @@ class FrozenGraph:
 
     def order(self, feed, fetches):
         """Nodes to run, each after its inputs, from the node `feed` (left out) to those of `fetches`."""
-        ordered, done, stack = [], {self.node(feed).name}, [self.node(fetch) for fetch in reversed(fetches)]
-        while stack:
-            node = stack[-1]
-            missing = [self.node(name) for name in self.inputs(node.name) if self.node(name).name not in done]
-            if node.name in done or not missing:
-                stack.pop()
-                if node.name not in done:
-                    done.add(node.name)
-                    ordered.append(node)
-            else:
-                stack.extend(reversed(missing))
-        return ordered
+        before, first = {}, self.node(feed).name
+        waiting = [self.node(fetch) for fetch in fetches]
+        while waiting:
+            node = waiting.pop()
+            if node.name not in before:
+                sources = [] if node.name == first else [self.node(name) for name in self.inputs(node.name)]
+                before[node.name] = [source.name for source in sources]
+                waiting += sources
+        try:
+            ordered = graphlib.TopologicalSorter(before).static_order()
+            return [self.nodes[name] for name in ordered if name != first]
+        except graphlib.CycleError as error:
+            raise ValueError(f"{self.name} refers to itself: {' → '.join(error.args[1][:5])}; get it again.") from None
 
 
 class GraphFunction:
@@ -143,9 +156,10 @@ class GraphFunction:
         for i, (node, sources) in enumerate(self._steps):
             try:
                 values[node.name] = OPERATIONS[node.op](node.attr, *(values[source] for source in sources))
-            except (ValueError, TypeError, KeyError) as error:
+            except Exception as error:  # each backend has its own
                 shapes = [tuple(values[source].shape) for source in sources]
-                raise ValueError(f"Node {node.name!r} ({node.op}) fails on shapes {shapes}: {error}") from error
+                reason = str(error).partition("\n")[0]
+                raise ValueError(f"Node {node.name!r} ({node.op}) fails on shapes {shapes}: {reason}") from error
             for source in set(sources):  # frees what no later node needs
                 if self._last_use[source] == i and source not in self._fetches:
                     del values[source]

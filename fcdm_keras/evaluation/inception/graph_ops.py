@@ -10,6 +10,8 @@ from keras import ops
 
 from fcdm_keras.evaluation.inception.graph_values import TYPES, static
 
+LARGEST = 8192  # height and width of a map
+
 
 def identity(attributes, x):
     return x
@@ -98,6 +100,8 @@ def average_pool(attributes, x):
 
 def resize_bilinear(attributes, x, size):
     """TensorFlow 1's bilinear resizing, by default output i at source i · in/out, without anti-aliasing."""
+    if not all(0 < int(new) <= LARGEST for new in static(size)):
+        raise ValueError(f"Sizes must lie in [1, {LARGEST}]. Received: {static(size).tolist()}")
     x = ops.cast(x, "float32")
     (lower_y, upper_y, share_y), (lower_x, upper_x, share_x) = (
         _source(attributes, int(new), old) for new, old in zip(static(size), x.shape[1:3])

@@ -7,7 +7,6 @@ other classes and functions become `Skipped`.
 
 import argparse
 import importlib.util
-import json
 import os
 import pickle
 import re
@@ -18,11 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
+from fcdm_keras.files import is_utf8
+from fcdm_keras.formats import archives, regular
+from fcdm_keras.formats.numbers import check_finite, check_weights_type
+from fcdm_keras.formats.weight_index import read_parts
+
 # What no harmless file holds, so that it is refused rather than skipped. Safety does not rest on this list.
 _CODE = re.compile(
     r"(os|posix|nt|sys|subprocess|commands|pty|runpy|importlib|ctypes|shutil|socket|webbrowser)\..+"
     r"|(builtins|__builtin__|_?io)\.(eval|exec|execfile|compile|open|__import__)"
 )
+_REPEATED = 2**24  # bytes that a tensor which repeats what is stored may have
 _DAMAGED = "is truncated, damaged or not a PyTorch checkpoint"
 _OTHERS = (  # what a file begins with, and what it is then
     (rb"\Z", f"{_DAMAGED}: it is empty; copy the file again"),
@@ -64,7 +69,7 @@ class _Refused(Exception):
     """What a file holds that is not read, and why."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in Python: the one in C stumbles over some damaged files
     """Calls nothing but what `find_class` returns: functions that make tensors, and classes made for this one file."""
 
     def find_class(self, module, name):
@@ -113,8 +118,9 @@ def read_torch_file(path):
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, of another kind, or holds what could run code.
     """
-    if not os.path.isfile(path):
+    if not os.path.exists(path) or os.path.isdir(path):
         raise FileNotFoundError(f"There is no checkpoint file at {path}{_instead(Path(path))}.")
+    regular.size(path)
     with open(path, "rb") as file:
         head = file.read(512)
     if what := next((what for start, what in _OTHERS if re.match(start, head)), None):
@@ -131,7 +137,7 @@ def read_torch_file(path):
             return load_file(path)
         if zipfile.is_zipfile(path) if head[:2] == b"PK" else head[:1] == b"\x80":
             return _read_pickled(path)
-    except PermissionError:
+    except (PermissionError, archives.UnfitArchiveError):
         raise
     except _Refused as refused:
         what = f"holds {refused}"
@@ -144,8 +150,11 @@ def read_torch_file(path):
 def _read_pickled(path):
     import torch
 
-    # Mapped into memory, so that the optimizer's state is never read. PyTorch takes the ending for the format.
-    mapped = zipfile.is_zipfile(path) and not str(path).endswith(".safetensors")
+    # Mapped into memory, so that the optimizer's state is never read. PyTorch takes the ending for the format, and maps
+    # files with names in UTF-8 only.
+    mapped = zipfile.is_zipfile(path) and not str(path).endswith(".safetensors") and is_utf8(path)
+    if zipfile.is_zipfile(path):
+        archives.check(path, "PyTorch checkpoint")
     with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
         source = path if mapped else file
         options = {"map_location": "cpu", "mmap": mapped}
@@ -160,15 +169,7 @@ def _read_pickled(path):
 
 
 def _read_parts(index):
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        parts = [index.parent / Path(name).name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{index} {_DAMAGED}; copy the file again.") from None
-    for part in parts:
-        if not part.is_file():
-            raise FileNotFoundError(f"{index} lists {part.name}, which is not there; copy all parts.")
-    return {name: tensor for part in parts for name, tensor in read_torch_file(part).items()}
+    return {name: tensor for part in read_parts(index) for name, tensor in read_torch_file(part).items()}
 
 
 def _instead(path):
@@ -182,6 +183,35 @@ def _instead(path):
         names = ", ".join(sorted(entry.name for entry in path.iterdir())[:8])
         return f": it is a folder, with {names}; name the file in it" if names else ": it is an empty folder"
     return ""
+
+
+def check_tensor(name, tensor):
+    """Raises ValueError unless a tensor of a file is one of weights: full, dense, real, and all there in the file."""
+    if isinstance(tensor, Skipped):
+        raise ValueError(f"{name} is no full, dense tensor; store such ones. Received: {type(tensor).kind}.")
+    layout, device = str(tensor.layout).removeprefix("torch."), tensor.device.type
+    if layout != "strided" or device != "cpu" or tensor.is_nested or tensor.is_quantized:
+        kind = str(tensor.dtype).removeprefix("torch.") if tensor.is_quantized else f"{device}, {layout}"
+        raise ValueError(f"{name} is no full, dense tensor; store such ones. Received: {kind}.")
+    check_weights_type(name, str(tensor.dtype).removeprefix("torch."))
+    size, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if size > max(stored, _REPEATED):
+        raise ValueError(
+            f"{name} has the shape {tuple(tensor.shape)}, and only {stored:,} bytes of it are in the file; store "
+            "tensor.contiguous()."
+        )
+
+
+def to_array(name, tensor):
+    """A tensor as float32, in memory of its own: the file may change later.
+
+    Raises:
+        ValueError: it is none of weights, see `check_tensor`, or is not finite.
+    """
+    check_tensor(name, tensor)
+    array = np.array(tensor.detach().float())
+    check_finite(name, array)
+    return array
 
 
 def contents(value):
@@ -212,10 +242,3 @@ def _module_state(module):
         state |= {f"{prefix}{name}": tensor for name, tensor in (parameters | buffers).items()}
         waiting += [(f"{prefix}{name}.", child) for name, child in children.items()]
     return state
-
-
-def check_finite(name, array):
-    """Raises ValueError, with the name and the counts, for an array of floats that holds NaN or infinite values."""
-    if not np.isfinite(array).all():
-        nan, infinite = np.isnan(array).sum(), np.isinf(array).sum()
-        raise ValueError(f"{name} is not finite: of {array.size:,} values, {nan:,} are NaN and {infinite:,} infinite.")

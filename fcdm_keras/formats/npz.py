@@ -7,12 +7,15 @@ import contextlib
 import io
 import math
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from fcdm_keras.files import replacing
+from fcdm_keras.formats import archives, numbers, regular
+from fcdm_keras.machine import memory
+
+_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class NpzArray:
@@ -21,47 +24,58 @@ class NpzArray:
     Args:
         path: the file.
         name: the array's name.
+        kinds: letters of NumPy's kinds of numbers that it may hold.
 
     Attributes:
         shape, dtype: of the array.
 
     Raises:
-        ValueError: the file is neither, is cut short, or has no such array or one that cannot be streamed.
+        ValueError: the file is neither, is cut short, or has no such array or one of other numbers.
         OSError: the file cannot be read.
     """
 
-    def __init__(self, path, name="arr_0"):
+    def __init__(self, path, name="arr_0", kinds="fiub"):
         self.path, self.name = Path(path), name
         names = array_names(path)
         if name not in names:
             raise ValueError(f"{path} must hold an array {name}. Received: {', '.join(names) or 'no arrays'}")
-        with self._open() as file:
-            self.shape, fortran, self.dtype = _read_header(file, self)
+        with self._open() as (file, length):
+            self.shape, self._fortran, self.dtype = self._header(file)
             self._offset = file.tell()
-        if self.dtype.hasobject or (fortran and len(self.shape) > 1):
-            raise ValueError(
-                f"{name} of {path} must be a plain array in C order. Received: {self.dtype}; save it again."
-            )
-        stored = _stored_bytes(self.path, name) - self._offset
-        if stored != math.prod(self.shape) * self.dtype.itemsize:
-            raise ValueError(f"{name} of {path} is cut short. Received: {stored:,} bytes for shape {self.shape}")
+        numbers.check_kind(str(self), self.dtype, kinds)
+        if length - self._offset != self.nbytes or any(side < 0 for side in self.shape):
+            raise ValueError(f"{self} is cut short. Received: {length - self._offset:,} bytes for shape {self.shape}")
+
+    def __str__(self):
+        return f"{self.name} of {self.path}"
 
     def __len__(self):
+        if not self.shape:
+            raise ValueError(f"{self} must hold one row for each sample. Received: a single number")
         return self.shape[0]
+
+    @property
+    def nbytes(self):
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def batches(self, size, stop=None):
         """Yields the rows before `stop` (default all) in arrays of `size` rows; the last one may be shorter.
 
         Raises:
-            ValueError: the data does not fit its checksum.
+            ValueError: the data does not fit its checksum, or a batch of it not into memory.
         """
         rows = len(self) if stop is None else min(stop, len(self))
+        starts = range(0, rows, size)
+        if self._fortran:  # a row lies all over the file
+            whole = self.whole()
+            yield from (whole[start : min(start + size, rows)] for start in starts)
+            return
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-        with self._open() as file:
-            _read(file, self._offset, self)
-            for start in range(0, rows, size):
+        with self._open() as (file, _):
+            self._read(file, self._offset)
+            for start in starts:
                 count = min(size, rows - start)
-                content = _read(file, count * row_bytes, self)
+                content = self._read(file, count * row_bytes)
                 yield np.frombuffer(content, self.dtype).reshape(count, *self.shape[1:])
 
     def rows(self, places, size):
@@ -80,58 +94,74 @@ class NpzArray:
         if kept:
             yield np.stack(kept)
 
+    def whole(self):
+        """All of it. Raises ValueError for floats that are not finite, and for data that does not fit into memory."""
+        with self._open() as (file, _):
+            self._read(file, self._offset)
+            content = self._read(file, self.nbytes)
+        array = np.frombuffer(content, self.dtype).reshape(self.shape, order="F" if self._fortran else "C")
+        if self.dtype.kind == "f":
+            numbers.check_finite(str(self), array)
+        return array
+
+    def mapped(self):
+        """All of a `.npy` file, left on the disk until it is looked at; its numbers are not looked at here."""
+        order = "F" if self._fortran else "C"
+        return np.memmap(self.path, self.dtype, "r", self._offset, self.shape, order) if self.nbytes else self.whole()
+
+    @contextlib.contextmanager
     def _open(self):
-        return open(self.path, "rb") if _is_npy(self.path) else zipfile.ZipFile(self.path).open(f"{self.name}.npy")
+        """The array as a file, and its bytes with those of the header."""
+        if _is_npy(self.path):
+            with open(self.path, "rb") as file:
+                yield file, regular.size(self.path)
+            return
+        with archives.opened(self.path, ".npz file") as archive:
+            entry = archive.getinfo(f"{self.name}.npy")
+            try:
+                file = archive.open(entry)
+            except archives.DAMAGE:
+                raise self._damaged() from None
+            with file:
+                yield file, entry.file_size
+
+    def _header(self, file):
+        try:
+            return _READERS[np.lib.format.read_magic(file)](file)
+        except Exception:  # NumPy parses it as Python: as many kinds as there are wrong texts
+            raise ValueError(f"{self} is no NumPy array, or is damaged; save it again.") from None
+
+    def _read(self, file, count):
+        memory.check(count, str(self), "read less of it at once, or on a larger machine")
+        try:
+            content = file.read(count)
+        except archives.DAMAGE:
+            content = b""
+        if len(content) != count:
+            raise self._damaged()
+        return content
+
+    def _damaged(self):
+        return ValueError(f"{self} is damaged: it does not fit its checksum; copy it again.")
 
 
 def _is_npy(path):
+    regular.size(path)
     with open(path, "rb") as file:
         return file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
-
-
-def _stored_bytes(path, name):
-    if _is_npy(path):
-        return path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        return archive.getinfo(f"{name}.npy").file_size
 
 
 def array_names(path):
     """Names of the arrays in an `.npz` or `.npy` file. Raises ValueError if it is neither."""
     if _is_npy(path):
         return ["arr_0"]
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    except zipfile.BadZipFile:
-        raise ValueError(f"{path} is no .npz file, or is cut short; write or copy it again.") from None
+    with archives.opened(path, ".npz file") as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
-def load_small(path, name):
-    """A whole array of such a file. Raises ValueError as `NpzArray` does."""
-    array = NpzArray(path, name)
-    with array._open() as file:
-        _read(file, array._offset, array)
-        return np.frombuffer(_read(file, None, array), array.dtype).reshape(array.shape)
-
-
-def _read_header(file, array):
-    try:
-        version = np.lib.format.read_magic(file)
-        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        return reader(file)
-    except (ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
-        raise ValueError(f"{array.name} of {array.path} is no NumPy array, or is damaged; save it again.") from None
-
-
-def _read(file, count, array):
-    try:
-        content = file.read() if count is None else file.read(count)
-    except (zlib.error, zipfile.BadZipFile, EOFError):
-        content = None
-    if content is None or (count is not None and len(content) != count):
-        raise ValueError(f"{array.name} of {array.path} is damaged: it does not fit its checksum; copy it again.")
-    return content
+def load_small(path, name="arr_0", kinds="fiubU"):
+    """A whole array of such a file; arguments and errors as `NpzArray` has them, and finite numbers only."""
+    return NpzArray(path, name, kinds).whole()
 
 
 class NpzWriter:
