@@ -41,9 +41,7 @@ class TextTrainConfig(TrainConfig):
     mirror_sided: bool = setting(False, 'also mirror images whose caption says "left" or "right"')
     num_captions: int = setting(4000, "captions that the shapes are trained with", between(1, COUNTED))
     share_of_two: float = setting(0.2, "share of these that are about two shapes", between(0, 1))
-    autoencoder_steps: int = setting(
-        1500, "steps of the shapes' autoencoder, which is trained before the model", *STEPS
-    )
+    autoencoder_steps: int = setting(1500, "steps that the shapes' autoencoder is trained for before the model", *STEPS)
 
     @property
     def encoder_options(self):

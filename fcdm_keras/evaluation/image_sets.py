@@ -15,6 +15,7 @@ from fcdm_keras.autoencoders import KLAutoencoder, to_uint8
 from fcdm_keras.data.folders import by_number, list_pictures
 from fcdm_keras.data.latent_store import LatentStore
 from fcdm_keras.data.pictures import UnreadableImageError, decode_image, shown
+from fcdm_keras.evaluation import is_model  # noqa: F401  (its home before)
 from fcdm_keras.evaluation.arrays import LOOKED_AT, check_images, spaced
 from fcdm_keras.formats.npz import NpzArray
 from fcdm_keras.formats.numbers import on_host
