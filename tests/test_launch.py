@@ -84,4 +84,4 @@ def test_flags_of_devices(capsys):
     for flag in ("--devices=0", "--model-parallel=-1", "--connect-timeout=soon"):
         with pytest.raises(SystemExit):
             parser.parse_args([flag])
-        assert "expected a positive integer. Received: " in capsys.readouterr().err
+        assert "must be at least 1. Received: " in capsys.readouterr().err
