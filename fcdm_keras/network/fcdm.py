@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from fcdm_keras.arguments import SIDE, check_integer
+from fcdm_keras.arguments import SIDE, check_integer, check_number
 from fcdm_keras.machine import memory
 from fcdm_keras.network.base import DiffusionBackbone
 from fcdm_keras.network.costs import count
@@ -88,7 +88,7 @@ class FCDMBackbone(DiffusionBackbone):
         depths = _checked_depths(depths)
         if check_integer("hidden_channels", hidden_channels, 2, SIDE) % 2:
             raise ValueError(f"hidden_channels must be a positive even integer. Received: {hidden_channels}")
-        check_integer("expansion_ratio", expansion_ratio)
+        check_number("expansion_ratio", expansion_ratio, 1 / hidden_channels, 1024)
         check_integer("kernel_size", kernel_size)
         size = ModelSize(hidden_channels, depths)
         parameters, _ = count(size, expansion_ratio=expansion_ratio, kernel_size=kernel_size, num_classes=0)
