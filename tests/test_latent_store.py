@@ -375,7 +375,10 @@ def test_a_full_disk_while_encoding_keeps_finished_shards(photos, tmp_path, monk
     ("flags", "message"),
     [
         (["--source=x", "--output=y"], "--vae is needed"),
-        (["--source=x", "--vae=v", "--output=y", "--image-size=0"], "--image-size must be at least 1. Received: 0"),
+        (
+            ["--source=x", "--vae=v", "--output=y", "--image-size=0"],
+            r"--image-size must lie in \[1, 65536\]. Received: '0'",
+        ),
         (["--source=x", "--vae=v", "--output=y", "--process-index=2"], r"--process-index must lie in \[0, 0\]"),
     ],
 )

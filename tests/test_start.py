@@ -24,13 +24,17 @@ def started():
     import torch
     return torch.cuda.is_initialized()
 
+GPU = "convolution pointwise launches on_jax on_torch devices_torch devices_jax jax_residual".split()
+
 import fcdm_keras
 for name in fcdm_keras.__all__:
     getattr(fcdm_keras, name)
     assert not started(), f"fcdm_keras.{name}"
 for package in ("fcdm_keras", "t2i"):
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
-        if module.name != "t2i.open_clip_worker":  # a program of its own, with PyTorch
+        # A program of its own, with PyTorch; and what needs a GPU: Triton, which is to be imported before TensorFlow.
+        apart = ("t2i.open_clip_worker", *(f"fcdm_keras.kernels.gpu.{name}" for name in GPU))
+        if module.name not in apart:
             importlib.import_module(module.name)
             assert not started(), module.name
 

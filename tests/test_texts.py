@@ -54,7 +54,7 @@ def test_files_that_are_no_text_are_refused(tmp_path, capsys, data, message):
 def test_prompts_of_no_text_and_json_with_a_mark(tmp_path, capsys):
     with pytest.raises(SystemExit):
         sample.parse(["run", "a \udcff", "--output=x"])  # as Python reads bytes of another encoding
-    assert r"prompts must be text in UTF-8. Received: 'a \udcff'" in capsys.readouterr().err
+    assert r"PROMPT must be text in UTF-8. Received: 'a \udcff'" in capsys.readouterr().err
     (tmp_path / "x.json").write_text('{"a": "ü"}', encoding="utf-8-sig")
     assert read_json(tmp_path / "x.json", dict[str, str]) == {"a": "ü"}
 

@@ -329,7 +329,7 @@ def test_a_finished_run_is_exported_again_and_other_settings_are_refused(finishe
         (("--block-out-channels=8,x",), "expected positive widths such as 16,32,64. Received: '8,x'"),
         (("--loss=huber",), "invalid choice: 'huber'"),
         (("--steps=0",), "steps must be at least 1. Received: 0"),
-        (("--learning-rate=nan",), "learning_rate must be finite. Received: nan"),
+        (("--learning-rate=nan",), "--learning-rate must be finite. Received: 'nan'"),
         (("--kl-weight=-1",), "kl_weight must be at least 0"),
         (("--resize=8",), "resize must be at least image_size=32. Received: 8"),
         (("--accumulation-steps=3",), "batch_size must be divisible by accumulation_steps=3. Received: 16"),
