@@ -4,7 +4,7 @@ KERAS_BACKEND ?= jax
 WORKERS ?= 3
 BIN := .venv/bin
 
-.PHONY: train test test-quick test-latest lint test-jax test-torch test-tensorflow fuzz
+.PHONY: train test test-quick test-latest lint kill fuzz test-jax test-torch test-tensorflow
 
 train: .venv/installed
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python train_imagenet.py
@@ -29,6 +29,12 @@ test-latest: .venv-latest/installed
 
 test-jax test-torch test-tensorflow: test-%: .venv/installed
 	$(BIN)/python tests/suite.py --workers $(WORKERS) --backends $*
+
+# Every command that writes is killed at any moment, and run again: see tests/kill.py.
+KILLS ?= 300
+SEED ?= 1
+kill: .venv/installed
+	$(BIN)/python tests/kill.py --kills $(KILLS) --seed $(SEED)
 
 # Damaged and hostile files of every kind at every door, from random seeds, for this long.
 SECONDS ?= 60

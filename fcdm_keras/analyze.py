@@ -13,7 +13,8 @@ images (uint8, N×H×W×C) or latents (float), and arr_1, if it is there, their 
 
 from pathlib import Path
 
-from fcdm_keras.options import check_at_least, command_parser, reported
+from fcdm_keras.options import add_overwrite_flag, check_at_least, command_parser, reported
+from fcdm_keras.runs.outputs import check_file
 
 
 def parse(arguments=None):
@@ -31,14 +32,28 @@ def parse(arguments=None):
     parser.add_argument("--batch-size", type=int, default=64, help="samples computed at once (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
     parser.add_argument("--output", required=True, help="folder to write")
+    add_overwrite_flag(parser)
     options = parser.parse_args(arguments)
     options.num_timesteps = options.num_timesteps or {"spectrum": 1000, "activations": 10}[options.analysis]
     check_at_least(parser, options, 1, "num_samples", "batch_size")
     if not 1 <= options.num_timesteps <= 1000:
         parser.error(f"--num-timesteps must lie in [1, 1000]. Received: {options.num_timesteps}")
+    if Path(options.output).is_dir():
+        _check_output(parser, options)
     if options.data and not Path(options.data).is_file():
         parser.error(f"--data {options.data}: there is no such file.")
     return options
+
+
+def _check_output(parser, options):
+    """Ends the program for a table or a picture that is no analysis; a picture is one if its table is."""
+    table, picture = (Path(options.output) / f"{options.analysis}.{kind}" for kind in ("csv", "png"))
+    try:
+        check_file(table, b"model,", overwrite=options.overwrite, inputs=[options.data])
+        if not table.exists():
+            check_file(picture, b"model,", overwrite=options.overwrite)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def main(arguments=None):

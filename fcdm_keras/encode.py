@@ -5,12 +5,14 @@
 
 The source is a folder of class folders, a data set of TensorFlow Datasets, or `photos`. A killed run goes on with the
 same command, after the last finished shard. All devices, and all processes of a job, share the work; processes that
-know nothing of each other do so with --num-processes and --process-index, each writing shards of its own.
+know nothing of each other do so with --num-processes and --process-index, each writing shards of its own. With
+--overwrite, another store or what else is there is replaced once this one is finished.
 """
 
 import argparse
 
-from fcdm_keras.options import add_device_flags, check_at_least, command_parser, reported
+from fcdm_keras.options import add_device_flags, add_overwrite_flag, check_at_least, command_parser, reported
+from fcdm_keras.runs.outputs import STORE, check_folder
 
 
 def parse(arguments=None):
@@ -40,6 +42,7 @@ def add_flags(parser, sources):
     parser.add_argument("--num-processes", type=int, default=1, help="processes that share the work (default 1)")
     parser.add_argument("--process-index", type=int, default=0, help="which of them this is (default 0)")
     parser.add_argument("--verify", metavar="STORE", help="check a store's checksums and stop")
+    add_overwrite_flag(parser)
     add_device_flags(parser)
 
 
@@ -49,6 +52,11 @@ def check_flags(parser, options):
         for name in ("source", "vae", "output"):
             if getattr(options, name) is None:
                 parser.error(f"--{name} is needed (or --verify STORE).")
+        try:
+            inputs = [options.source, options.vae, options.data_dir]
+            check_folder(options.output, STORE, overwrite=options.overwrite, inputs=inputs)
+        except ValueError as error:
+            parser.error(str(error))
     check_at_least(parser, options, 1, "image_size", "batch_size", "shard_size", "num_processes")
     check_at_least(parser, options, 0, "max_unreadable")
     if not 0 <= options.process_index < options.num_processes:
@@ -59,8 +67,9 @@ def main(arguments=None):
     options = parse(arguments)
     with reported("Stopped. The same command goes on after the last finished shard."):
         from fcdm_keras.data.encode import encode_source, run
+        from fcdm_keras.runs.overwriting import in_its_place
 
-        run(options, encode_source)
+        run(options, in_its_place(encode_source, STORE))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 from keras import ops
 
+from fcdm_keras.files import sync
 from fcdm_keras.formats import hdf5
 from fcdm_keras.network import weights
 
@@ -121,7 +122,9 @@ def save(model, file):
         for variable in model.trainable_variables:
             if id(variable) not in own:
                 content[f"weights/{weights.path_in(model, variable)}"] = array(variable)
+    sync(unfinished)
     os.replace(unfinished, file)
+    sync(unfinished.parent)
 
 
 def load(model, file):

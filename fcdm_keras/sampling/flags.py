@@ -3,7 +3,7 @@
 import argparse
 
 from fcdm_keras.data.classes import parse_classes
-from fcdm_keras.options import add_device_flags, check_at_least
+from fcdm_keras.options import add_device_flags, add_overwrite_flag, check_at_least
 from fcdm_keras.recipes import SAMPLERS
 
 LABEL_ORDERS = ("balanced", "random")
@@ -58,6 +58,7 @@ def add_output_flags(parser):
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--npz", action="store_true", help="also write samples.npz with arr_0, uint8 (N, H, W, C)")
     parser.add_argument("--png", action=argparse.BooleanOptionalAction, default=True, help="write one PNG per image")
+    add_overwrite_flag(parser)
     add_device_flags(parser)
 
 
