@@ -7,7 +7,7 @@ BIN := .venv/bin
 CUDA = $(if $(shell nvidia-smi --list-gpus 2>/dev/null),$(COMMA)jax-cuda)
 COMMA := ,
 
-.PHONY: train test test-quick test-latest test-gpu lint test-jax test-torch test-tensorflow fuzz
+.PHONY: train test test-quick test-latest test-gpu lint kill fuzz test-jax test-torch test-tensorflow
 
 train: .venv/installed
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python train_imagenet.py
@@ -32,6 +32,12 @@ test-latest: .venv-latest/installed
 
 test-jax test-torch test-tensorflow: test-%: .venv/installed
 	$(BIN)/python tests/suite.py --workers $(WORKERS) --backends $*
+
+# Every command that writes is killed at any moment, and run again: see tests/kill.py.
+KILLS ?= 300
+SEED ?= 1
+kill: .venv/installed
+	$(BIN)/python tests/kill.py --kills $(KILLS) --seed $(SEED)
 
 # Damaged and hostile files of every kind at every door, from random seeds, for this long.
 SECONDS ?= 60

@@ -14,7 +14,8 @@ images (uint8, N×H×W×C) or latents (float), and arr_1, if it is there, their 
 from pathlib import Path
 
 from fcdm_keras.arguments import integer, word
-from fcdm_keras.options import command_parser, reported
+from fcdm_keras.options import add_overwrite_flag, command_parser, reported
+from fcdm_keras.runs.outputs import check_file
 
 
 def parse(arguments=None):
@@ -34,11 +35,25 @@ def parse(arguments=None):
     parser.add_argument("--batch-size", type=integer(1), default=64, help="samples computed at once (default 64)")
     parser.add_argument("--seed", type=integer(0, 2**64 - 1), default=0, help="seed of the noise (default 0)")
     parser.add_argument("--output", type=word, required=True, help="folder to write")
+    add_overwrite_flag(parser)
     options = parser.parse_args(arguments)
     options.num_timesteps = options.num_timesteps or {"spectrum": 1000, "activations": 10}[options.analysis]
+    if Path(options.output).is_dir():
+        _check_output(parser, options)
     if options.data and not Path(options.data).is_file():
         parser.error(f"--data {options.data}: there is no such file.")
     return options
+
+
+def _check_output(parser, options):
+    """Ends the program for a table or a picture that is no analysis; a picture is one if its table is."""
+    table, picture = (Path(options.output) / f"{options.analysis}.{kind}" for kind in ("csv", "png"))
+    try:
+        check_file(table, b"model,", overwrite=options.overwrite, inputs=[options.data])
+        if not table.exists():
+            check_file(picture, b"model,", overwrite=options.overwrite)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def main(arguments=None):

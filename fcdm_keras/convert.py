@@ -6,10 +6,16 @@ A reference checkpoint is a dict with the state dicts `model` and `ema`, the opt
 Other PyTorch files and `.safetensors` that hold such a network are read too; nothing stored in them is executed.
 """
 
+from pathlib import Path
+
+import numpy as np
+
 from fcdm_keras.arguments import integer, word
 from fcdm_keras.formats.torch_files import read_torch_file
+from fcdm_keras.network import presets
 from fcdm_keras.network.reference import load_torch_checkpoint, save_torch_state_dict
-from fcdm_keras.options import command_parser, reported
+from fcdm_keras.options import add_overwrite_flag, command_parser, reported
+from fcdm_keras.runs import outputs
 
 __all__ = ["load_torch_checkpoint", "read_torch_file", "save_torch_state_dict"]
 
@@ -22,11 +28,35 @@ def main(arguments=None):
     parser.add_argument(
         "--num-classes", type=integer(1, 10**6), help='classes; needed where no row stands for "no class"'
     )
+    add_overwrite_flag(parser)
     options = parser.parse_args(arguments)
     with reported():
+        folder, kind = Path(options.preset), outputs.kind_of(options.preset)
+        ours = kind == outputs.PRESET and not options.overwrite and not (folder / "task.json").exists()  # perhaps
+        if not ours:
+            _check(options)
         backbone = load_torch_checkpoint(options.checkpoint, options.weights, num_classes=options.num_classes)
-        backbone.save_to_preset(options.preset)
+        if ours and not _is_same(backbone, folder):
+            _check(options)
+        if not ours:
+            with presets.replacing(folder, whatever=kind is not None) as unfinished:
+                backbone.save_to_preset(unfinished)
     print(f"{options.preset}: FCDM with {backbone.count_params():,} parameters, {options.weights} weights.")
+
+
+def _check(options):
+    inputs = [options.checkpoint]
+    outputs.check_folder(
+        options.preset, "a converted model", overwrite=options.overwrite, inputs=inputs, place="folder"
+    )
+
+
+def _is_same(backbone, folder):
+    """Whether a preset holds this very backbone: a command that was killed at its end is run again."""
+    there = type(backbone).from_preset(folder)
+    left_out = {"name": None, "dtype": None}
+    same = {**there.get_config(), **left_out} == {**backbone.get_config(), **left_out}
+    return same and all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(there.weights, backbone.weights))
 
 
 if __name__ == "__main__":

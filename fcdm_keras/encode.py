@@ -5,13 +5,15 @@
 
 The source is a folder of class folders, a data set of TensorFlow Datasets, or `photos`. A killed run goes on with the
 same command, after the last finished shard. All devices, and all processes of a job, share the work; processes that
-know nothing of each other do so with --num-processes and --process-index, each writing shards of its own.
+know nothing of each other do so with --num-processes and --process-index, each writing shards of its own. With
+--overwrite, another store or what else is there is replaced once this one is finished.
 """
 
 import argparse
 
 from fcdm_keras.arguments import SIDE, given, integer, word
-from fcdm_keras.options import add_device_flags, check_used, command_parser, reported
+from fcdm_keras.options import add_device_flags, add_overwrite_flag, check_used, command_parser, reported
+from fcdm_keras.runs.outputs import STORE, check_folder
 
 
 def parse(arguments=None):
@@ -45,6 +47,7 @@ def add_flags(parser, sources):
     ):
         parser.add_argument(f"--{flag}", type=integer(lowest), default=default, help=f"{text} (default {default})")
     parser.add_argument("--verify", type=word, metavar="STORE", help="check a store's checksums and stop")
+    add_overwrite_flag(parser)
     add_device_flags(parser)
 
 
@@ -59,6 +62,11 @@ def check_flags(parser, arguments):
         for name in ("source", "vae", "output"):
             if getattr(options, name) is None:
                 parser.error(f"--{name} is needed (or --verify STORE).")
+        try:
+            inputs = [options.source, options.vae, options.data_dir]
+            check_folder(options.output, STORE, overwrite=options.overwrite, inputs=inputs)
+        except ValueError as error:
+            parser.error(str(error))
     if not 0 <= options.process_index < options.num_processes:
         parser.error(f"--process-index must lie in [0, {options.num_processes - 1}]. Received: {options.process_index}")
     return options
@@ -68,8 +76,9 @@ def main(arguments=None):
     options = parse(arguments)
     with reported("Stopped. The same command goes on after the last finished shard."):
         from fcdm_keras.data.encode import encode_source, run
+        from fcdm_keras.runs.overwriting import in_its_place
 
-        run(options, encode_source)
+        run(options, in_its_place(encode_source, STORE))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,10 @@ Inception: dinov2 for FD-DINOv2, or a Keras model of your own. Beside KID stands
 on subsets of 1000 images, kid_std in the JSON.
 """
 
-from pathlib import Path
-
 from fcdm_keras.arguments import given, integer, listed, shown, word
 from fcdm_keras.evaluation import TITLES, is_model
-from fcdm_keras.options import add_device_flags, check_used, command_parser, flag, reported
+from fcdm_keras.options import add_device_flags, add_overwrite_flag, check_used, command_parser, flag, reported
+from fcdm_keras.runs.outputs import check_file
 from fcdm_keras.sampling.flags import add_request_flags, check_request_flags
 
 # Options that say how a model draws; --batch-size is also that of a latent store's images, which are decoded.
@@ -35,12 +34,13 @@ def parse(arguments=None):
         parser.error("give either --reference, to score SAMPLES, or --write-reference, to make a reference of them.")
     _check_used(parser, options, given(parser.parse_args, arguments))
     options.metrics = _metrics(parser, options.metrics)
-    for name in ("json", "write_reference"):
-        path = getattr(options, name)
-        if path and not Path(path).absolute().parent.is_dir():
-            parser.error(f"{flag(name)} {path}: there is no folder {Path(path).absolute().parent}.")
-        if path and Path(path).is_dir():
-            parser.error(f"{flag(name)} {path}: that is a folder, and a file is to be written.")
+    inputs = [options.samples, options.reference, options.inception, options.features]
+    try:
+        for name, mark in (("json", b'"reference_statistics"'), ("write_reference", b"features.npy")):
+            if path := getattr(options, name):
+                check_file(path, mark, overwrite=options.overwrite, inputs=inputs, place=flag(name))
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 
@@ -75,6 +75,7 @@ def _parser():
     parser.add_argument(
         "--reference-images", type=integer(1), default=10_000, help="images kept in it, evenly spaced (default 10000)"
     )
+    add_overwrite_flag(parser)
     drawing = parser.add_argument_group("when a model draws the images")
     add_request_flags(drawing, num_samples=None)
     add_device_flags(parser, processes=False)

@@ -3,10 +3,14 @@
 import codecs
 import contextlib
 import ctypes
+import errno
+import fcntl
+import glob
 import os
 import re
+import secrets
 import shutil
-import socket
+from pathlib import Path
 
 LIMIT = 64 * 2**20  # bytes of a text
 _MARKS = {  # those of UTF-32 begin with those of UTF-16
@@ -16,17 +20,26 @@ _MARKS = {  # those of UTF-32 begin with those of UTF-16
     codecs.BOM_UTF16_BE: "utf-16",
     codecs.BOM_UTF8: "utf-8-sig",
 }
+_HIDDEN, _REPLACED = ".unfinished-", "-replaced"  # the names of what is being written, and of what it replaces
+
+
+class DifferentContentsError(ValueError):
+    """A folder holds what another command made, with which this one cannot go on."""
 
 
 @contextlib.contextmanager
 def replacing(path, mode="wb", **options):
-    """A file, opened as by `open`, that takes the place of `path` (a `Path`) once it is written and on disk."""
-    unfinished = _beside(path)
-    with open(unfinished, mode, **options) as file:
+    """A file, opened as by `open`, that takes the place of `path` (a `Path`) once it is written and on disk.
+
+    Where `path` is a link, what it leads to is replaced. If the context ends with an error, all is as it was.
+    """
+    path = Path(os.path.realpath(path))
+    with _opened(path, mode, options) as file, _removed_on_error(Path(file.name)):
         yield file
         file.flush()
         os.fsync(file.fileno())
-    os.replace(unfinished, path)
+        os.replace(file.name, path)
+    sync(path.parent)
 
 
 def write_atomically(path, text):
@@ -38,39 +51,119 @@ def write_atomically(path, text):
 @contextlib.contextmanager
 def replacing_folder(path):
     """A new folder that takes the place of `path` (a `Path`) once it is filled and on disk; absent if that fails."""
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
+    make_folder(path.parent)
+    remove_leftovers(path.parent, path.name)
     unfinished = _beside(path)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    unfinished.mkdir()
+    with locked(unfinished), _removed_on_error(unfinished):
         yield unfinished
         replace_folder(unfinished, path)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def replace_folder(new, path):
     """Puts the folder `new` in the place of `path` (`Path`s), whatever is there, once all of it is on disk."""
     for folder, _, names in os.walk(new):
-        for name in (*names, "."):
+        for name in (*sorted(names), "."):
             sync(os.path.join(folder, name))
     if not path.exists():
         new.rename(path)
-    elif _exchange(new, path):
-        shutil.rmtree(new)
-    else:
-        old = path.with_name(f"{_beside(path).name}-replaced")
+        sync(path.parent)
+        return
+    old = new
+    if not _exchange(new, path):
+        old = path.with_name(f"{_HIDDEN}{path.name}{_REPLACED}")
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
         new.rename(path)
-        shutil.rmtree(old)
-    sync(path.parent)
+    sync(path.parent)  # before the old one goes: a power cut leaves either
+    shutil.rmtree(old)
+
+
+def make_folder(path):
+    """Makes a folder (a `Path`), and those above it, where there is none; their names are on disk then."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
+
+
+def reserve(folder, size):
+    """Raises OSError unless a file of `size` bytes fits into a folder: some formats crash where it does not."""
+    room = folder / f"{_HIDDEN}room"
+    try:
+        with open(room, "wb") as file:
+            if size and hasattr(os, "posix_fallocate"):  # Linux
+                os.posix_fallocate(file.fileno(), 0, size)
+    finally:
+        room.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """A context in which a folder is no leftover: `remove_leftovers` of no process takes it away."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder, name=""):
+    """Removes what killed processes left half-written in a folder, of the file or folder `name` or of all.
+
+    What a living process writes is locked, and stays; so does all on a file system without locks.
+    """
+    for leftover in Path(folder).glob(f"{_HIDDEN}{glob.escape(name)}*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(leftover, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                target = leftover.with_name(leftover.name.removeprefix(_HIDDEN).removesuffix(_REPLACED))
+                if leftover.name.endswith(_REPLACED) and not target.exists():  # killed in between: all there is
+                    leftover.rename(target)
+                else:
+                    _remove(leftover)
+            finally:
+                os.close(descriptor)
 
 
 def _beside(path):
-    """A hidden name beside `path` that no other process uses."""
-    return path.with_name(f".unfinished-{path.name}-{socket.gethostname()}-{os.getpid()}")
+    """A hidden name beside `path` that nobody else uses."""
+    return path.with_name(f"{_HIDDEN}{path.name}-{secrets.token_hex(4)}")
+
+
+def _opened(path, mode, options):
+    """A new file beside `path`, locked before `remove_leftovers` of another process sees it, or another new one."""
+    while True:
+        file = open(_beside(path), mode, **options)  # noqa: SIM115
+        _lock(file.fileno())
+        if os.path.exists(file.name):
+            return file
+        file.close()
+
+
+def _lock(descriptor):
+    """Locks an open file or folder until it is closed, where the file system can; a kill ends the lock, too."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
+@contextlib.contextmanager
+def _removed_on_error(path):
+    try:
+        yield
+    except BaseException:
+        _remove(path)
+        raise
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _exchange(first, second):
@@ -81,12 +174,16 @@ def _exchange(first, second):
 
 
 def sync(path):
-    """Waits until a file, or the list of a folder's files, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Waits until a file, or the list of a folder's files, is on disk; the latter where the file system can."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not os.path.isdir(path) or error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def read_text(file, limit=LIMIT):

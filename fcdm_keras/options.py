@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from fcdm_keras import arguments, signals
-from fcdm_keras.files import is_utf8, write_atomically
+from fcdm_keras.files import is_utf8, make_folder, remove_leftovers, write_atomically
 from fcdm_keras.formats.documents import CURE, as_schema, parse_json
 
 REQUIRED = dataclasses.MISSING  # in place of a default
@@ -219,6 +219,12 @@ def add_device_flags(parser, model_parallel=False, processes=True):
         )
 
 
+def add_overwrite_flag(parser):
+    """Adds `--overwrite` to an argument parser; what it allows, `fcdm_keras.runs.outputs` says."""
+    text = "replace what is there, also what another command made, once the new is whole"
+    parser.add_argument("--overwrite", action="store_true", help=text)
+
+
 def device_options(options):
     """What these flags say, as arguments of `distribution.setup`."""
     names = ("devices", "model_parallel", "connect_timeout")
@@ -288,7 +294,8 @@ def differences(stored, now, free=(), hidden=()):
 def open_folder(folder, file, settings, what="run folder"):
     """Makes a folder where there is none, and stores settings in its `file`. Raises OSError if that cannot be done."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        remove_leftovers(folder)
         write_atomically(folder / file, to_json(settings))
     except OSError as error:
         raise OSError(f"The {what} {folder} cannot be written to: {error.strerror or error}.") from None

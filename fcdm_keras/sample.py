@@ -7,7 +7,8 @@
 Writes one PNG per image (unless --no-png), a grid, the settings, and with --npz all images as `arr_0` and their labels
 as `arr_1` of one file. Image i depends on the seed and i alone: not on the batch size, the devices, nor on what else is
 drawn. All devices, and all processes of a job, share the work. The same command goes on where it was stopped. It
-draws damaged files again; with more --num-samples it adds to the images that are there.
+draws damaged files again; with more --num-samples it adds to the images that are there. With --overwrite, images of
+other settings, or what another command made, are replaced once the new ones are all there.
 
 --classes takes names where the model knows them. Classes are numbered in the order of their names, and a plain number
 is always a class's number: of the classes named 0, 1, 10 and 2, --classes 2 draws the one named 10.
@@ -15,6 +16,7 @@ is always a class's number: of the classes named 0, 1, 10 and 2, --classes 2 dra
 
 from fcdm_keras.arguments import word
 from fcdm_keras.options import command_parser, reported
+from fcdm_keras.runs.outputs import IMAGES, check_folder
 from fcdm_keras.sampling.flags import add_output_flags, add_request_flags, check_request_flags
 
 STOPPED = "Stopped. The same command goes on."
@@ -27,6 +29,10 @@ def parse(arguments=None):
     add_output_flags(parser)
     flags = parser.parse_args(arguments)
     check_request_flags(parser, flags)
+    try:
+        check_folder(flags.output, IMAGES, overwrite=flags.overwrite, inputs=[flags.source])
+    except ValueError as error:
+        parser.error(str(error))
     return flags
 
 

@@ -21,7 +21,7 @@ from msgspec import Meta, to_builtins
 
 from fcdm_keras.data.latent_store import StoreSource
 from fcdm_keras.data.order import augmentation
-from fcdm_keras.files import write_atomically
+from fcdm_keras.files import make_folder, remove_leftovers, replacing, sync, write_atomically
 from fcdm_keras.formats.documents import Identifier, Struct, read_json
 from fcdm_keras.formats.npz import NpzArray, load_small
 from fcdm_keras.formats.numbers import check_finite
@@ -57,7 +57,8 @@ def write_captions(folder, captions, encoder):
         _check_same(_read(folder / METADATA, _Captions), facts, captions, encoder, folder / METADATA)
         return
     parts = folder / UNFINISHED
-    parts.mkdir(exist_ok=True)
+    make_folder(parts)
+    remove_leftovers(parts)
     if (parts / METADATA).exists():
         _check_same(_read(parts / METADATA, _Facts), facts, captions, encoder, parts)
     else:
@@ -69,7 +70,9 @@ def write_captions(folder, captions, encoder):
         whole[number * PART : (number + 1) * PART] = load_small(file, kinds="f")
     whole.flush()
     del whole
+    sync(unfinished)
     os.replace(unfinished, folder / EMBEDDINGS)
+    sync(folder)
     write_atomically(folder / METADATA, json.dumps({**facts, "captions": captions}, ensure_ascii=False) + "\n")
     shutil.rmtree(parts)
 
@@ -78,9 +81,8 @@ def _part(encoder, texts, start, folder):
     """The file of one part's embeddings, made if it is not there."""
     file = folder / f"{start:09d}.npy"
     if not file.exists():
-        unfinished = folder / ".unfinished.npy"
-        np.save(unfinished, encoder.encode(texts[start : start + PART]).astype(np.float16))
-        os.replace(unfinished, file)
+        with replacing(file) as unfinished:
+            np.save(unfinished, encoder.encode(texts[start : start + PART]).astype(np.float16))
     return file
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from fcdm_keras import distribution
-from fcdm_keras.files import write_atomically
+from fcdm_keras.files import replacing, write_atomically
 from fcdm_keras.runs import build
 from fcdm_keras.runs.data import ClassData, draw_scored, open_stored, reference_judge
 from fcdm_keras.runs.folder import begun
@@ -84,6 +84,8 @@ class TextData(ClassData):
 class ShapesData(TextData):
     """Scenes that are drawn as they are read, and read back from what the model draws."""
 
+    _scored = None  # their grid
+
     def spread(self, config, count):
         """Captions and their embeddings of `count` scenes of all kinds."""
         kinds = [("train", 1), ("held_out", 1), ("train", 2)]
@@ -96,15 +98,20 @@ class ShapesData(TextData):
         return lambda drawn, _: score(drawn, asked.scenes), SCORES, self.encoder.encode(asked.captions)
 
     def score(self, config, folder, trainer, task):
-        """Draws scenes with the EMA weights, reads them back, and writes a grid of them."""
+        """Draws scenes with the EMA weights and reads them back."""
 
         def draw(captions, guidance_scale):
             return draw_scored(config, trainer, task, task.embed(captions), guidance_scale=guidance_scale)
 
-        scores, picture = report.score_model(draw, self.source, config.cfg_scale)
-        if distribution.is_main():
-            picture.save(folder / "scored.png")
+        scores, self._scored = report.score_model(draw, self.source, config.cfg_scale)
         return scores
+
+    def write_scored(self, folder):
+        """The grid of the scenes."""
+        if self._scored is None:
+            return
+        with replacing(folder / "scored.png") as file:
+            self._scored.save(file, "PNG")
 
     def describe(self, config, scores):
         return f"{config.sampler} {config.num_sampling_steps}, guidance {config.cfg_scale}:\n{report.describe(scores)}"

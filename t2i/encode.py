@@ -11,6 +11,7 @@ their embeddings beside the latents. A killed run goes on with the same command.
 from fcdm_keras.arguments import integer, word
 from fcdm_keras.encode import add_flags, check_flags
 from fcdm_keras.options import command_parser, reported
+from fcdm_keras.runs.outputs import STORE
 from t2i.recipes import UNTRAINED
 
 
@@ -37,9 +38,10 @@ def main(arguments=None):
     options = parse(arguments)
     with reported("Stopped. The same command goes on with what is finished."):
         from fcdm_keras.data.encode import run
+        from fcdm_keras.runs.overwriting import in_its_place
         from t2i.encoding import encode_captioned
 
-        run(options, encode_captioned)
+        run(options, in_its_place(encode_captioned, STORE))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,11 @@ from t2i.text_encoder import OpenCLIPTextEncoder
 
 
 def encode_captioned(options):
-    """Encodes captions first, as far as a bad text encoder shows, then the images, then the captions."""
+    """Encodes captions first, as far as a bad text encoder shows, then the images, then the captions.
+
+    Returns:
+        The store's metadata where it is finished, with its captions; else `None`.
+    """
     source = open_coco(options.source, options.split, options.data_dir, options.captions)
     pretrained = None if options.text_weights == UNTRAINED else options.text_weights
     encoder = None
@@ -21,7 +25,7 @@ def encode_captioned(options):
         encoder = OpenCLIPTextEncoder(options.text_encoder, pretrained, options.text_seed)
     metadata = encode(source, **arguments(options))
     if metadata is None:
-        return
+        return None
     captions = stored_captions(source, options.output, metadata)
     count = sum(map(len, captions))
     for remark in source.remarks:
@@ -29,6 +33,7 @@ def encode_captioned(options):
     print(f"Encoding {count:,} captions with {options.text_encoder} ({options.text_weights}).")
     write_captions(options.output, captions, encoder)
     print(f"{options.output}: {count:,} captions of {len(captions):,} images, {encoder.embedding_dim} numbers each.")
+    return metadata
 
 
 def stored_captions(source, folder, metadata):

@@ -6,12 +6,14 @@
 Writes one PNG per image (unless --no-png), a grid with the prompts under the images, the settings, and with --npz all
 images as `arr_0` and their prompts as `arr_1` of one file. Prompts are taken in turn. Image i depends on its prompt,
 the seed and i alone. The same command goes on where it was stopped. It draws damaged files again; with more
---num-samples it adds to the images that are there.
+--num-samples it adds to the images that are there. With --overwrite, what else is there is replaced by the finished
+images.
 """
 
 from fcdm_keras.arguments import integer, texts, word
 from fcdm_keras.files import read_lines
 from fcdm_keras.options import command_parser, reported
+from fcdm_keras.runs.outputs import IMAGES, check_folder
 from fcdm_keras.sample import STOPPED
 from fcdm_keras.sampling.flags import add_output_flags, add_sampling_flags, check_request_flags
 from t2i.recipes import UNTRAINED
@@ -35,6 +37,7 @@ def parse(arguments=None):
     if options.text_weights == UNTRAINED:
         parser.error("--text-weights is for weights that lie elsewhere now: a tag or a file.")
     try:
+        check_folder(options.output, IMAGES, overwrite=options.overwrite, inputs=[options.source, options.prompts])
         options.texts = options.texts or read_prompts(options.prompts)
     except (ValueError, OSError) as error:
         parser.error(str(error))

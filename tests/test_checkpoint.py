@@ -142,12 +142,15 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, trainer, other):
     save(trainer, manager, 1, 2)
     damage(tmp_path / "step-000000002")
     with pytest.warns(UserWarning, match="step-000000002 is passed over: "):
+        assert CheckpointManager(tmp_path, read_only=True).restore(other) == 1
+    with pytest.warns(UserWarning, match="step-000000002 is passed over: .*aside as damaged-step-000000002."):
         assert manager.restore(other) == 1
+    assert sorted(os.listdir(tmp_path)) == ["damaged-step-000000002", "step-000000001"]
     trainer.step.assign(1)
     assert_equal(other, trainer)
     damage(tmp_path / "step-000000001") if damage is not flip else truncate(tmp_path / "step-000000001")
     with (
-        pytest.warns(UserWarning, match="is passed over"),
+        pytest.warns(UserWarning, match="step-000000001 is passed over: (?!.*set aside)"),
         pytest.raises(ValueError, match=f"^All checkpoints in {tmp_path} are damaged; remove the folder"),
     ):
         manager.restore(other)
@@ -182,9 +185,8 @@ def test_pruning_never_prefers_a_damaged_checkpoint(tmp_path, trainer, other):
     with pytest.warns(UserWarning, match="passed over"):
         assert manager.restore(other) == 1
     save(other, manager, 2, 3)
-    assert manager.steps() == [2, 3, 7, 8, 9]
-    with pytest.warns(UserWarning, match="passed over"):
-        assert manager.restore(other) == 3
+    assert manager.steps() == [2, 3] and manager.restore(other) == 3
+    assert {f"damaged-step-{step:09d}" for step in (7, 8, 9)} <= set(os.listdir(tmp_path))
 
 
 @pytest.mark.quick
@@ -242,15 +244,17 @@ def test_a_checkpoint_is_on_disk_before_it_has_its_name(tmp_path, trainer, monke
     manager.save(trainer)
     named = disk.events.index(("rename", "step-000000004"))
     before, after = disk.events[:named], disk.events[named + 1 :]
-    assert [name for kind, name in before if kind == "sync"] == [WEIGHTS, MANIFEST, ".unfinished-000000004"]
+    synced = [name for kind, name in before if kind == "sync"]
+    assert synced[-3:] == [MANIFEST, WEIGHTS, ".unfinished-000000004"]
     assert ("sync", "checkpoints") in after
 
 
 def test_a_small_file_is_on_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     disk = Disk(monkeypatch)
     write_atomically(tmp_path / "a.json", "text")
-    (kind, unfinished), renamed = disk.events
+    (kind, unfinished), renamed, folder = disk.events
     assert kind == "sync" and unfinished.startswith(".unfinished-a.json-") and renamed == ("rename", "a.json")
+    assert folder == ("sync", tmp_path.name)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from fcdm_keras.autoencoders import latent_diffusion
 from fcdm_keras.autoencoders.tensor_files import MARK, open_tensors
 from fcdm_keras.autoencoders.weight_files import CONFIG, WEIGHTS, locate
-from fcdm_keras.files import write_atomically
+from fcdm_keras.files import make_folder, sync, write_atomically
 from fcdm_keras.formats.documents import Name, Width, as_schema, read_json, shown
 
 # How a tensor lies in the file and in Keras: "conv" (out, in, k, k) ↔ (k, k, in, out), "pointwise" (out, in, 1, 1) and
@@ -126,10 +126,11 @@ def assign(weights, tensors, source):
 def write(folder, weights, config):
     """Writes weights, name → (variable, layout), and the configuration, that of a `KLAutoencoder`, to a folder."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     tensors = {name: _to_file(*parameter) for name, parameter in weights.items()}
     temporary = folder / f"{WEIGHTS}.tmp"
     save_file(tensors, temporary, metadata={"format": "pt"})
+    sync(temporary)
     os.replace(temporary, folder / f"{WEIGHTS}.safetensors")
     write_atomically(folder / CONFIG, json.dumps(_published(config), indent=2) + "\n")
 

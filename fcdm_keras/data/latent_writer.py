@@ -18,7 +18,7 @@ from fcdm_keras.data.labels import check_label
 from fcdm_keras.data.latent_store import checksum
 from fcdm_keras.data.store_metadata import METADATA, SETTINGS, ShardEntry, StoreMetadata, StoreSettings
 from fcdm_keras.data.transforms import UnreadableImageError
-from fcdm_keras.files import check_utf8, write_atomically
+from fcdm_keras.files import DifferentContentsError, check_utf8, make_folder, remove_leftovers, sync, write_atomically
 from fcdm_keras.formats.documents import read_json
 from fcdm_keras.options import differences
 
@@ -92,7 +92,9 @@ class StoreEncoder:
         asked = {**vars(self.metadata), "shard_size": self.shard_size, "images": len(self.source)}
         settings, file = StoreSettings(**asked), self.folder / SETTINGS
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
+            for name in (file.name, METADATA):
+                remove_leftovers(self.folder, name)
             if file.exists():
                 _check_same(read_json(file, StoreSettings, _OTHER), settings, self.folder)
             else:
@@ -260,6 +262,7 @@ class ShardWriter:
         self.folder = Path(folder)
         self.name = f"shard-{index:05d}"
         self._unfinished = self.folder / f".unfinished-{self.name}"
+        remove_leftovers(folder, f"{self.name}.json")
         self.images = 0
         self._writer = _guarded(ArrayRecordWriter, str(self._unfinished), "group_size:1,uncompressed")
 
@@ -273,8 +276,7 @@ class ShardWriter:
         """Puts the shard in its place. `facts` are stored with it."""
         _guarded(self._writer.close)
         file = self.folder / f"{self.name}.array_record"
-        with open(self._unfinished, "rb") as unfinished:
-            os.fsync(unfinished.fileno())
+        sync(self._unfinished)
         entry = {
             "file": file.name,
             "images": self.images,
@@ -283,6 +285,7 @@ class ShardWriter:
             **facts,
         }
         os.replace(self._unfinished, file)
+        sync(self.folder)
         write_atomically(self.folder / f"{self.name}.json", json.dumps(entry, ensure_ascii=False) + "\n")
 
 
@@ -294,9 +297,9 @@ def pack_record(mean, std, label, key):
 def _check_same(stored, settings, folder):
     different = differences(msgspec.to_builtins(stored), msgspec.to_builtins(settings))
     if different:
-        raise ValueError(
+        raise DifferentContentsError(
             f"{folder} holds a latent store made otherwise ({'; '.join(different)[:600]}): give the options that it "
-            "was started with, or another --output."
+            "was started with, another --output, or --overwrite to replace it."
         )
 
 

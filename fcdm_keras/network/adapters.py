@@ -12,6 +12,7 @@ import h5py
 from keras import ops
 
 from fcdm_keras.arguments import check_integer
+from fcdm_keras.files import sync
 from fcdm_keras.formats import hdf5
 from fcdm_keras.network import weights
 
@@ -120,7 +121,9 @@ def save(model, file):
         for variable in model.trainable_variables:
             if id(variable) not in own:
                 content[f"weights/{weights.path_in(model, variable)}"] = array(variable)
+    sync(unfinished)
     os.replace(unfinished, file)
+    sync(unfinished.parent)
 
 
 def load(model, file):

@@ -92,8 +92,10 @@ class ReplacedWhole:
 
         Raises:
             ValueError: the folder holds anything else than a preset; nothing has been touched.
+            OSError: it cannot be written; what was there is.
         """
         with replacing(preset_dir) as folder:
+            files.reserve(folder, 4 * self.count_params())
             super().save_to_preset(str(folder), max_shard_size)
 
 
@@ -190,25 +192,35 @@ def _difference(there, here, path):
 
 
 @contextlib.contextmanager
-def replacing(folder):
+def replacing(folder, whatever=False):
     """A new folder, to be filled with a preset, that takes the place of `folder` once all of it is on disk.
 
     Within such a folder, as where a task saves its backbone beside itself, it is the folder itself.
 
+    Args:
+        folder: path of the preset.
+        whatever: replace a folder with other contents, too.
+
     Raises:
         ValueError: `folder` holds anything else than a preset; nothing has been touched.
+        OSError: it cannot be written; what was there before is.
     """
     folder = Path(folder)
     if folder in _being_written:
         yield folder
         return
-    check_replaceable(folder)
-    with files.replacing_folder(folder) as unfinished:
-        _being_written.add(unfinished)
-        try:
-            yield unfinished
-        finally:
-            _being_written.discard(unfinished)
+    if not whatever:
+        check_replaceable(folder)
+    try:
+        with files.replacing_folder(folder) as unfinished:
+            _being_written.add(unfinished)
+            try:
+                yield unfinished
+            finally:
+                _being_written.discard(unfinished)
+    except (OSError, RuntimeError) as error:  # h5py raises either
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise OSError(f"The preset {folder} could not be written ({reason}); what was there before is.") from None
 
 
 def check_replaceable(folder):

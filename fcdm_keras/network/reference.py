@@ -7,9 +7,11 @@ Networks are found in other files too, by the name of one tensor; nothing stored
 import re
 import warnings
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 
+from fcdm_keras.files import replacing
 from fcdm_keras.formats.torch_files import Skipped, check_tensor, contents, read_torch_file, to_array
 from fcdm_keras.network.costs import count
 from fcdm_keras.recipes import ModelSize
@@ -83,7 +85,8 @@ def save_torch_state_dict(backbone, path):
     for name, (variable, _, to_torch) in _parameters(backbone).items():
         value = np.array(to_torch(ops.convert_to_numpy(variable)), dtype="float32", order="C")
         state[name] = torch.from_numpy(value)
-    torch.save({"model": state, "ema": state}, path)
+    with replacing(Path(path)) as file:
+        torch.save({"model": state, "ema": state}, file)
 
 
 def _assign(backbone, state, rows_without_null, path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 
 import keras
 import numpy as np
@@ -12,10 +11,10 @@ from fcdm_keras.autoencoders import KLAutoencoder
 from fcdm_keras.data.crops import RandomCrops, crop_batches, open_images
 from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.reconstruction import latent_moments, psnr, reconstruct
-from fcdm_keras.files import write_atomically
+from fcdm_keras.files import replacing, replacing_folder, sync, write_atomically
 from fcdm_keras.options import to_json
 from fcdm_keras.runs import loop, owner
-from fcdm_keras.runs.folder import CHECKPOINTS, LOG, LOSSES, SCORES
+from fcdm_keras.runs.folder import CHECKPOINTS, LOG, LOSSES, SCORES, VAE
 from fcdm_keras.runs.history import describe, read_history, settle
 from fcdm_keras.runs.owned import OwnedCheckpoints
 from fcdm_keras.sampling.writers import grid
@@ -69,8 +68,8 @@ def draw_grid(autoencoder, held_out, folder):
     columns = min(COLUMNS, len(shown))
     rows = [part[start : start + columns] for start in range(0, len(shown), columns) for part in (shown, decoded)]
     rows = [np.concatenate([row, np.full((columns - len(row), *row.shape[1:]), 255, "uint8")]) for row in rows]
-    grid(np.concatenate(rows), columns).save(folder / ".reconstructions.png")
-    os.replace(folder / ".reconstructions.png", folder / "reconstructions.png")
+    with replacing(folder / "reconstructions.png") as file:
+        grid(np.concatenate(rows), columns).save(file, "PNG")
 
 
 def _resume(trainer, manager, config, folder):
@@ -110,8 +109,6 @@ def train(config, folder, images, held_out):
         _fit(config, folder, images, trainer, manager, start, draw)
     loop.tell_if_beyond(folder, start, config.steps)
     owner.check(folder)
-    if distribution.is_main():
-        plot_losses(folder / LOG, folder / LOSSES, CURVES)
     trainer.ema.copy_to(average)
     return average, trainer.steps_done
 
@@ -145,22 +142,34 @@ class Grid(callbacks.StepCallback):
 
     def on_step(self, logs):
         if self.due(self.every):
-            with signals.interruptible():
-                self.draw()
+            try:
+                with signals.interruptible():
+                    self.draw()
+            except OSError as error:
+                distribution.say(f"There is no grid of step {self.step}. {error}")
 
 
 def export(config, autoencoder, folder, images, held_out, steps):
-    """Measures, sets scale and shift, writes the autoencoder, grid and scores. Returns the scores."""
+    """Measures, sets scale and shift, writes the autoencoder, curves, grid and scores. Returns the scores.
+
+    Raises:
+        OSError: something cannot be written; all else is.
+    """
+    finishing = loop.Finishing(folder)
     crops = RandomCrops(images, config.image_size, MEASURED, 1, config.seed)[0]["images"]
     mean, std = latent_moments(autoencoder, crops)
     autoencoder.scaling_factor, autoencoder.shift_factor = 1.0 / std, mean
     if distribution.is_main():
-        autoencoder.save_diffusers(folder / ".unfinished-vae")
-        shutil.rmtree(folder / "vae", ignore_errors=True)
-        os.replace(folder / ".unfinished-vae", folder / "vae")
-        autoencoder.save(folder / ".unfinished.keras")
-        os.replace(folder / ".unfinished.keras", folder / "autoencoder.keras")
-    draw_grid(autoencoder, held_out, folder)
+        with finishing.step(VAE), replacing_folder(folder / VAE) as unfinished:
+            autoencoder.save_diffusers(unfinished)
+        with finishing.step("autoencoder.keras"):
+            autoencoder.save(folder / ".unfinished.keras")
+            sync(folder / ".unfinished.keras")
+            os.replace(folder / ".unfinished.keras", folder / "autoencoder.keras")
+        with finishing.step(LOSSES), replacing(folder / LOSSES) as picture:
+            plot_losses(folder / LOG, picture, CURVES)
+    with finishing.step("reconstructions.png"):
+        draw_grid(autoencoder, held_out, folder)
     scores = {
         "steps": steps,
         "psnr": float(np.mean(psnr(held_out, reconstruct(autoencoder, held_out)))),
@@ -173,8 +182,9 @@ def export(config, autoencoder, folder, images, held_out, steps):
         "weights_hash": autoencoder.weights_hash(),
     }
     if distribution.is_main():
-        write_atomically(folder / SCORES, to_json(scores))
-    distribution.barrier()  # behind it, the files are there for every process
+        with finishing.step(SCORES):
+            write_atomically(folder / SCORES, to_json(scores))
+    finishing.end()  # behind it, the files are there for every process
     return scores
 
 

@@ -66,14 +66,21 @@ class TrainCommand:
         with options.reported("Stopped. The same command resumes from the last checkpoint."), if_alone(opening):
             from fcdm_keras import distribution
             from fcdm_keras.runs.fit import fit_run
+            from fcdm_keras.runs.loop import Finishing
 
             with distribution.setup(**devices), if_one_of_several(opening):
                 dataset = self.dataset_of(config)
                 config = dataset.prepare(config, folder)
-                data, trainer, task = fit_run(config, folder, dataset)
-                scores = data.score(config, folder, trainer, task)
-                if distribution.is_main():
-                    self._conclude(config, folder, data, scores, time.perf_counter() - began)
+                scores, finishing = None, Finishing(folder)
+                data, trainer, task = fit_run(config, folder, dataset, finishing)
+                with finishing.step("the scores"):
+                    scores = data.score(config, folder, trainer, task)
+                if distribution.is_main() and scores is not None:
+                    with finishing.step("the scored picture"):
+                        data.write_scored(folder)
+                    with finishing.step(SCORES):
+                        self._conclude(config, folder, data, scores, time.perf_counter() - began)
+                finishing.end()
 
     def _conclude(self, config, folder, data, scores, seconds):
         if scores:

@@ -77,6 +77,9 @@ class ClassData:
         """Scores of the finished model, a dict for JSON; no scores where `python -m fcdm_keras.evaluate` gives them."""
         return {}
 
+    def write_scored(self, folder):
+        """Writes a picture of what was scored, where there is one."""
+
     def describe(self, config, scores):
         """These scores as text, for the terminal."""
         return ""

@@ -16,7 +16,7 @@ Nothing heavy is imported. Each method that computes imports what it needs itsel
 import dataclasses
 
 from fcdm_keras.recipes import VAEConfig
-from fcdm_keras.runs.folder import SCORES, open_vae_run
+from fcdm_keras.runs.folder import SCORES, VAE, open_vae_run
 
 
 class Digits:
@@ -96,7 +96,7 @@ class Photos(Stored):
         from fcdm_keras.runs.autoencoder import train_and_export
 
         autoencoder, latents = folder / "autoencoder", folder / "latents"
-        if not (autoencoder / SCORES).exists():
+        if not all((autoencoder / name).exists() for name in (SCORES, VAE)):
             settings = VAEConfig(seed=config.seed)
             train_and_export(settings, open_vae_run(autoencoder, settings))
         if not (latents / "store.json").exists():

@@ -9,6 +9,7 @@ import numpy as np
 from fcdm_keras import distribution
 from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.callback import Evaluate
+from fcdm_keras.files import replacing
 from fcdm_keras.network.costs import describe_memory, gib
 from fcdm_keras.recipes import MODEL_SIZES
 from fcdm_keras.runs import build, loop, owner
@@ -22,13 +23,14 @@ from fcdm_keras.training.plots import plot_losses
 from fcdm_keras.training.pulse import Pulse
 
 
-def fit_run(config, folder, dataset=None):
+def fit_run(config, folder, dataset=None, finishing=None):
     """Trains a run to its last step, resuming what is in its folder, on the devices of `distribution.setup`.
 
     Args:
         config: a `TrainConfig`.
         folder: the run folder.
         dataset: see `fcdm_keras.runs.datasets`; default the one that the settings name.
+        finishing: the `loop.Finishing` of what more is to come; default that of this function alone.
 
     Returns:
         The opened data, the trainer, and the task that samples from it.
@@ -56,18 +58,27 @@ def fit_run(config, folder, dataset=None):
         settle(folder, start)
     task = data.build_task(config, trainer.backbone)
     _describe(config, folder, data, trainer, start)
-    _fit(config, folder, data, trainer, task, manager, start)
+    own = finishing or loop.Finishing(folder)
+    own.look_at(_fit(config, folder, data, trainer, task, manager, start))
     owner.check(folder)
-    if distribution.is_main():
-        plot_losses(folder / run_folder.LOG, folder / run_folder.LOSSES)
-    build.export_preset(trainer, folder / run_folder.PRESET, lambda averaged: data.build_task(config, averaged))
+    _export(config, folder, data, trainer, own)
+    if finishing is None:
+        own.end()
     return data, trainer, task
 
 
+def _export(config, folder, data, trainer, finishing):
+    if distribution.is_main():
+        with finishing.step(run_folder.LOSSES), replacing(folder / run_folder.LOSSES) as picture:
+            plot_losses(folder / run_folder.LOG, picture)
+    with finishing.step(run_folder.PRESET):
+        build.export_preset(trainer, folder / run_folder.PRESET, lambda averaged: data.build_task(config, averaged))
+
+
 def _fit(config, folder, data, trainer, task, manager, start):
+    """Trains, or completes what is trained. Returns the callbacks that drew."""
     if start >= config.steps:
-        _complete(config, folder, data, trainer, task, start)
-        return
+        return _complete(config, folder, data, trainer, task, start)
     progress, writers, tensorboard = [], [], None
     if distribution.is_main():  # writes for all
         shutil.rmtree(folder / run_folder.PRESET, ignore_errors=True)  # of a shorter run
@@ -78,6 +89,7 @@ def _fit(config, folder, data, trainer, task, manager, start):
         for row in _scored(folder):
             if until < row["step"] <= start:  # hidden with the log's row, and not drawn again
                 tensorboard(row, "scores")
+    drawing = [_grid(config, folder, data, task), *_evaluation(config, folder, data, task, tensorboard, start)]
     loop.fit(
         trainer,
         data.batches(config, start),
@@ -87,10 +99,11 @@ def _fit(config, folder, data, trainer, task, manager, start):
         log=(config.log_every, config.global_batch_size, writers),
         ckpt_every=config.ckpt_every,
         progress=progress,
-        drawing=[_grid(config, folder, data, task), *_evaluation(config, folder, data, task, tensorboard, start)],
+        drawing=drawing,
         watching=[Pulse()] if distribution.job().process_count > 1 else [],
         advice=loop.advice(config),
     )
+    return drawing
 
 
 def _complete(config, folder, data, trainer, task, start):
@@ -103,6 +116,7 @@ def _complete(config, folder, data, trainer, task, start):
         callback.set_model(trainer)
         callback.on_train_begin()
         callback.on_train_end()
+    return drawing
 
 
 def _tensorboard(folder, until):

@@ -25,6 +25,7 @@ from fcdm_keras.files import read_text, write_atomically
 from fcdm_keras.formats.documents import Names, read_json
 from fcdm_keras.recipes import TrainConfig, VAEConfig
 from fcdm_keras.runs.history import HISTORY, record
+from fcdm_keras.runs.outputs import RUN, check_folder
 from fcdm_keras.runs.owner import owned
 
 CONFIG, CHECKPOINTS, PRESET, ADAPTERS = "config.json", "checkpoints", "preset", "adapters.lora.h5"
@@ -104,9 +105,10 @@ def newest_step(folder):
 
 
 def _open(folder, file, read, config, given, dataset=None):
+    place = "--results-dir" if file == CONFIG else "--output"
+    check_folder(folder, RUN, overwrite=None, place=place)
     if begun(folder):
         if (folder / file).exists():
-            place = "--results-dir" if file == CONFIG else "--output"
             changed = _allowed(read(), config, given, folder, place)
             if changed:  # before the configuration: a kill in between repeats this
                 record(folder, newest_step(folder) or 0, changed)

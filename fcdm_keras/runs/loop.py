@@ -1,5 +1,7 @@
 """The training loop of every run: what is saved and logged, and how it ends."""
 
+import contextlib
+import json
 import sys
 
 from fcdm_keras import backend, distribution, signals
@@ -56,6 +58,39 @@ def fit(trainer, batches, manager, start, steps, *, log, ckpt_every, progress=()
     finally:
         for callback in progress:
             callback.close()
+
+
+class Finishing:
+    """The steps behind training: each is tried, whatever became of the others; what failed is told at the end.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.missing = []
+
+    @contextlib.contextmanager
+    def step(self, name):
+        """A context whose errors leave `name` missing, and end nothing."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+            self.missing.append(f"{name} ({error})")
+
+    def look_at(self, drawing):
+        """Notes which of some `Drawing` callbacks have no result of the last step."""
+        self.missing += [f"the {callback.result} ({callback.failure})" for callback in drawing if callback.failure]
+
+    def end(self):
+        """Raises OSError in all processes where something is missing in the first."""
+        missing = json.loads(distribution.gather_texts(json.dumps(self.missing))[0])
+        if missing:
+            raise OSError(
+                f"{self.folder} is trained to its last step, which is saved. What is missing: {'; '.join(missing)}. "
+                "Mend that, and the same command makes up for it."
+            )
 
 
 def tell_if_beyond(folder, start, steps):

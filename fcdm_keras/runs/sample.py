@@ -1,5 +1,6 @@
 """The work of `python -m fcdm_keras.sample` and its kind: draws what is missing in a folder, on all devices."""
 
+import argparse
 import json
 import mimetypes
 import os
@@ -14,8 +15,11 @@ from tqdm import tqdm
 from fcdm_keras import distribution, options
 from fcdm_keras.data.pictures import shown
 from fcdm_keras.distribution.supervision import check_agreement, check_shared
+from fcdm_keras.files import DifferentContentsError, make_folder, replacing
 from fcdm_keras.formats.documents import Count, as_schema, read_json
 from fcdm_keras.runs.load import load_task
+from fcdm_keras.runs.outputs import IMAGES
+from fcdm_keras.runs.overwriting import in_its_place
 from fcdm_keras.sampling.request import Request
 from fcdm_keras.sampling.writers import NpzFile, PNGFolder
 
@@ -42,17 +46,21 @@ def run(flags, opener=open_request):
         flags: parsed flags, see `fcdm_keras.sampling.flags`.
         opener: `opener(flags)` makes the `Request`.
     """
-    output = Path(flags.output)
-    output.mkdir(parents=True, exist_ok=True)
+
+    def work(at):
+        make_folder(Path(at.output))
+        check_shared(at.output)
+        return draw(argparse.Namespace(**vars(flags)), Path(at.output), opener)
+
+    make_folder(Path(flags.output).absolute().parent)
     with warnings.catch_warnings(), distribution.setup(**options.device_options(flags)):
         warnings.showwarning = _show
         check_agreement(vars(flags))
-        check_shared(output)
-        request = draw(flags, output, opener)
+        request = in_its_place(work, IMAGES)(flags)
         if not distribution.is_main():
             return
     height, width, _ = request.image_shape
-    print(f"{len(request)} images of {height}×{width} pixels are in {output}/ (grid.png shows them).")
+    print(f"{len(request)} images of {height}×{width} pixels are in {flags.output}/ (grid.png shows them).")
 
 
 def _show(message, *_):
@@ -74,7 +82,8 @@ def draw(flags, output, opener):
         distribution.say(request.describe())
     files = writers(flags, output, request)
     names = {"source": shown(flags.source), "output": shown(flags.output)}
-    own = distribution.share(missing(files, request, output, {**vars(flags), **names, **decisive}))
+    told = {name: value for name, value in vars(flags).items() if name != "overwrite"}
+    own = distribution.share(missing(files, request, output, {**told, **names, **decisive}))
     interval = 0.2 if os.isatty(2) else 15
     with tqdm(total=len(own), desc="sampling", unit="batch", mininterval=interval) as bar:
         for first, drawn in request.batches(own):
@@ -123,25 +132,23 @@ def finish(files, request, output):
     """Completes the files, and draws the grid."""
     for file in files:
         file.finish(request.labels)
-    request.grid(files[0].first(min(len(request), request.grid_limit))).save(output / "grid.png")
+    picture = request.grid(files[0].first(min(len(request), request.grid_limit)))
+    with replacing(output / "grid.png") as file:
+        picture.save(file, "PNG")
 
 
 def stored_settings(output):
     """The settings of the images in the folder, `None` where it is new. Raises ValueError for images without any."""
     file = output / SETTINGS
     if file.exists():
-        content = read_json(file, dict[str, Any], "give another --output")
-        drawn = as_schema(content, _Drawn, file, "give another --output")
-        if len(drawn.labels) != drawn.num_samples:
-            raise ValueError(
-                f"{file} contradicts itself: {len(drawn.labels):,} labels of {drawn.num_samples:,} samples; give "
-                "another --output."
-            )
-        return content
+        try:
+            return _read_settings(file)
+        except ValueError as error:
+            raise DifferentContentsError(str(error)) from None
     for other in sorted(output.iterdir()):
         picture = (mimetypes.guess_type(other.name)[0] or "").startswith("image/") and not other.name.startswith(".")
         if picture or other.name.startswith("samples.npz"):
-            raise ValueError(
+            raise DifferentContentsError(
                 f"{output} holds images of unknown settings (no {SETTINGS}), such as {other.name}: give another "
                 "--output."
             )
@@ -156,7 +163,18 @@ def check_settings(output, stored, decisive):
     there = {**stored, "labels": decisive["labels"] if labels == decisive["labels"][: len(labels)] else labels}
     different = options.differences(there, dict(sorted(decisive.items())), MAY_CHANGE, ("labels", "weights"))
     if different:
-        raise ValueError(
-            f"{output} holds images drawn with other settings ({'; '.join(different)}): give those to go on, or "
-            "another --output."
+        raise DifferentContentsError(
+            f"{output} holds images drawn with other settings ({'; '.join(different)}): give those to go on, another "
+            "--output, or --overwrite to replace them."
         )
+
+
+def _read_settings(file):
+    cure = "give another --output, or --overwrite to replace it"
+    content = read_json(file, dict[str, Any], cure)
+    drawn = as_schema(content, _Drawn, file, cure)
+    if len(drawn.labels) != drawn.num_samples:
+        raise ValueError(
+            f"{file} contradicts itself: {len(drawn.labels):,} labels of {drawn.num_samples:,} samples; {cure}."
+        )
+    return content

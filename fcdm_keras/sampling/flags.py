@@ -4,7 +4,7 @@ import argparse
 
 from fcdm_keras.arguments import SIDE, integer, listed, number, word
 from fcdm_keras.data.classes import parse_classes
-from fcdm_keras.options import add_device_flags
+from fcdm_keras.options import add_device_flags, add_overwrite_flag
 from fcdm_keras.recipes import SAMPLERS
 
 LABEL_ORDERS = ("balanced", "random")
@@ -63,6 +63,7 @@ def add_output_flags(parser):
     parser.add_argument("--output", type=word, required=True, help="folder to write")
     parser.add_argument("--npz", action="store_true", help="also write samples.npz with arr_0, uint8 (N, H, W, C)")
     parser.add_argument("--png", action=argparse.BooleanOptionalAction, default=True, help="write one PNG per image")
+    add_overwrite_flag(parser)
     add_device_flags(parser)
 
 

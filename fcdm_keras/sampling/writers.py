@@ -8,13 +8,12 @@ import io
 import os
 import re
 import shutil
-import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
 
-from fcdm_keras.files import replacing
+from fcdm_keras.files import make_folder, remove_leftovers, replacing, sync
 from fcdm_keras.formats import regular
 from fcdm_keras.formats.npz import NpzArray, NpzWriter, array_names, load_small
 
@@ -105,13 +104,11 @@ class PNGFolder:
     def write(self, first, drawn):
         for i, image in enumerate(drawn, first):
             if not self.path(i).exists():
-                temporary = self.folder / f".unfinished-{_process()}.png"
-                to_pil(image).save(temporary)
-                os.replace(temporary, self.path(i))
+                with replacing(self.path(i)) as file:
+                    to_pil(image).save(file, "PNG")
 
     def finish(self, labels):
-        for leftover in self.folder.glob(".unfinished-*.png"):  # of a process that was killed
-            leftover.unlink()
+        """Nothing: each file has its place."""
 
     def first(self, count):
         return np.stack([np.atleast_3d(np.asarray(Image.open(self.path(i)))) for i in range(count)])
@@ -162,7 +159,8 @@ class NpzFile:
         rows = len(NpzArray(self.path)) if self.path.exists() else 0
         if rows == self.shape[0]:
             return
-        self.parts.mkdir(exist_ok=True)
+        make_folder(self.parts)
+        remove_leftovers(self.parts)
         if rows:
             os.replace(self.path, self.parts / f"{0:09d}-{rows:09d}.npz")
 
@@ -192,6 +190,7 @@ class NpzFile:
                         known = max(0, known - len(rows))
             writer.finish(arr_1=labels)
         os.replace(whole, self.path)
+        sync(self.path.parent)
         shutil.rmtree(self.parts)
 
     def first(self, count):
@@ -205,8 +204,3 @@ def _range(part):
 
 def _foreign(file, what):
     return f"{file} is another program's ({what}): move it away, or give another --output."
-
-
-def _process():
-    """A name that no other process writing to the same folder has."""
-    return f"{socket.gethostname()}-{os.getpid()}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fcdm_keras import distribution, signals
-from fcdm_keras.files import replacing
+from fcdm_keras.files import make_folder, remove_leftovers, replacing
 from fcdm_keras.sampling.request import draw_together
 from fcdm_keras.sampling.writers import grid
 from fcdm_keras.training.logs import FIELDS, CSVWriter, Progress, StepLog, TensorBoardWriter, read_csv
@@ -57,13 +57,18 @@ class Drawing(StepCallback):
     """Base: calls `draw()` every `every` steps and at the end of training, and when a run goes on after a step of which
     it was stopped before that.
 
-    Images that are not finite are told of, and training goes on: whether it can is for the loss to say.
+    Images that are not finite, and files that cannot be written, are told of, and training goes on: whether it can is
+    for the loss to say, and for the checkpoint.
 
     Args:
         every: steps between drawings; 0 is never.
+
+    Attributes:
+        failure: why there is no result of the last drawing, or empty.
     """
 
     result = "drawing"
+    failure = ""
 
     def __init__(self, every):
         super().__init__()
@@ -93,9 +98,11 @@ class Drawing(StepCallback):
             self._draw()
 
     def _draw(self):
+        self.failure = ""
         try:
             self.draw()
-        except FloatingPointError as error:
+        except (FloatingPointError, OSError, ValueError) as error:
+            self.failure = str(error)
             distribution.say(f"There is no {self.result} of step {self.step}. {error}")
         self._last = self.step
 
@@ -131,7 +138,8 @@ class SampleGrid(Drawing):
         if not distribution.is_main():
             return
         picture = self.picture(drawn, self.columns)
-        self._file().parent.mkdir(exist_ok=True)
+        make_folder(self._file().parent)
+        remove_leftovers(self._file().parent)
         for path in (self._file(), self.folder / "samples.png"):
             with replacing(path) as file:
                 picture.save(file, "PNG")

@@ -9,7 +9,6 @@ are in Keras's own format, the same on every backend.
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -21,9 +20,8 @@ import msgspec
 import numpy as np
 from keras import ops
 
-from fcdm_keras import distribution
+from fcdm_keras import distribution, files
 from fcdm_keras.arguments import check_integer
-from fcdm_keras.files import sync
 from fcdm_keras.formats.documents import Count, as_schema, read_json
 from fcdm_keras.training import weight_file
 from fcdm_keras.training.logs import metric_sums
@@ -63,6 +61,7 @@ class CheckpointManager:
         self.folder = Path(folder)
         self.keep_last = check_integer("keep_last", keep_last, 1, 2**63)
         self.keep_every = check_integer("keep_every", keep_every, 0, 2**63)
+        self.read_only = read_only
         if not read_only:
             self._prepare()
 
@@ -70,9 +69,8 @@ class CheckpointManager:
         if not distribution.is_main():
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(f"{_UNFINISHED}*"):
-                shutil.rmtree(leftover)
+            files.make_folder(self.folder)
+            files.remove_leftovers(self.folder)
             probe = self.folder / f"{_UNFINISHED}probe"
             probe.mkdir()
             probe.rmdir()
@@ -114,15 +112,15 @@ class CheckpointManager:
         return self.path(step)
 
     def _save_weights(self, trainer, folder, step):
+        shapes = _shapes(trainer)
         with self._explained(folder, step):
             folder.mkdir(exist_ok=True)
-            _reserve(folder / WEIGHTS, trainer)
-            trainer.save_weights(folder / WEIGHTS)
+            with files.locked(folder):
+                files.reserve(folder, 4 * _count(shapes) + 4096 * len(shapes))
+                trainer.save_weights(folder / WEIGHTS)
 
     def _finish(self, trainer, unfinished, step, state):
-        final = self.path(step)
-        with self._explained(unfinished, step):
-            sync(unfinished / WEIGHTS)
+        with self._explained(unfinished, step), files.locked(unfinished):
             manifest = {
                 "step": step,
                 "shapes": _shapes(trainer),
@@ -132,11 +130,7 @@ class CheckpointManager:
             }
             manifest["sha256"] = _checksum(unfinished / WEIGHTS, manifest)
             (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            sync(unfinished / MANIFEST)
-            sync(unfinished)
-            self._remove(step)
-            unfinished.rename(final)
-            sync(self.folder)
+            files.replace_folder(unfinished, self.path(step))
         self._prune(step)
 
     @contextlib.contextmanager
@@ -154,8 +148,9 @@ class CheckpointManager:
     def restore(self, trainer):
         """Loads the newest whole checkpoint into a compiled `trainer`.
 
-        A damaged checkpoint is passed over with a warning. The learning rate, or its schedule, is the one compiled; a
-        warning says so where the checkpoint's was another. What is frozen may differ from when it was written.
+        A damaged one is set aside, under a name that begins with `damaged-`, with a warning. The learning rate, or its
+        schedule, is the one compiled; a warning says so where the checkpoint's was another. What is frozen may differ
+        from when it was written.
 
         Returns:
             The step, or `None` where there is no checkpoint.
@@ -163,20 +158,34 @@ class CheckpointManager:
         Raises:
             ValueError: a checkpoint belongs to another configuration, or all are damaged.
         """
-        steps = self.steps()
-        newest = next(filter(self._is_whole, reversed(steps)), None)
+        damaged, newest = {}, None
+        for step in reversed(self.steps()):
+            damaged[step] = self.damage(step)
+            if damaged[step] is None:
+                newest = step
+                break
         distribution.agree("newest whole checkpoint", newest)
+        for step, reason in damaged.items():
+            if reason is not None:
+                aside = newest is not None and self._set_aside(step)
+                told = f"; it is set aside as {aside.name}" if aside else ""
+                warnings.warn(f"{self.path(step)} is passed over: {reason}{told}.", stacklevel=2)
         if newest is not None:
             self._load(trainer, newest)
-        elif steps:
+        elif damaged:
             raise ValueError(f"All checkpoints in {self.folder} are damaged; remove the folder to start afresh.")
         return newest
 
-    def _is_whole(self, step):
-        damage = self.damage(step)
-        if damage is not None:
-            warnings.warn(f"{self.path(step)} is passed over: {damage}.", stacklevel=4)
-        return damage is None
+    def _set_aside(self, step):
+        """Gives a checkpoint a name under which it is none; returns that, or `None` where the folder stays as it is."""
+        aside = self.folder / f"damaged-{self.path(step).name}"
+        if self.read_only or not distribution.is_main():
+            return None
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            return self.path(step).rename(aside)
+        except OSError:
+            return None
 
     def damage(self, step):
         """What is wrong with a checkpoint, as a phrase, or `None`."""
@@ -217,7 +226,7 @@ class CheckpointManager:
         return state.get("metrics", {})
 
     def _prune(self, newest):
-        steps = [step for step in self.steps() if step <= newest]  # later ones were passed over as damaged
+        steps = [step for step in self.steps() if step <= newest]  # later ones are damaged, and could not be set aside
         for step in steps[: -self.keep_last]:
             if not self.keep_every or step % self.keep_every:
                 self._remove(step)
@@ -259,14 +268,6 @@ def _check_finite(trainer, step):
     for variable in trainer.trainable_variables:
         if not np.isfinite(ops.convert_to_numpy(variable)).all():
             raise FloatingPointError(f"{variable.path} is not finite at step {step}; no checkpoint is written.")
-
-
-def _reserve(path, trainer):
-    """Raises OSError unless a checkpoint fits on the disk: HDF5 crashes where it finds out half-way."""
-    shapes = _shapes(trainer)
-    with open(path, "wb") as file:
-        if hasattr(os, "posix_fallocate"):  # Linux
-            os.posix_fallocate(file.fileno(), 0, 4 * _count(shapes) + 4096 * len(shapes))
 
 
 def _checksum(weights, manifest):

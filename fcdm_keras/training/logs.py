@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fcdm_keras import backend, distribution
+from fcdm_keras.files import replacing
 from fcdm_keras.formats.documents import read_table
 from fcdm_keras.training.step_callback import StepCallback
 
@@ -107,16 +108,16 @@ class CSVWriter:
     def __init__(self, path, resume_step=0, fields=FIELDS):
         self.path, self.fields = Path(path), fields
         kept = [row for row in read_csv(self.path, fields) if row["step"] <= resume_step] if self.path.exists() else []
-        temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "w", newline="") as file:
+        with replacing(self.path, "w", newline="") as file:
             writer = csv.DictWriter(file, fields)
             writer.writeheader()
             writer.writerows(kept)
-        os.replace(temporary, self.path)
 
     def __call__(self, row):
         with open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self.fields).writerow(row)
+            file.flush()
+            os.fsync(file.fileno())  # before the checkpoint that goes on behind it
 
 
 def read_csv(path, fields=("step",)):
