@@ -64,9 +64,9 @@ def main(arguments=None):
 
         found = dict(analysis.curves(options))
         paths = analysis.write(options, found)
-    for name, (_, values) in found.items():
-        print(f"{name}: {values.mean():.4g} on average, {values.min():.4g} to {values.max():.4g}")
-    print(f"{paths[1]} shows the curves, {paths[0]} holds the numbers.")
+        for name, (_, values) in found.items():
+            print(f"{name}: {values.mean():.4g} on average, {values.min():.4g} to {values.max():.4g}")
+        print(f"{paths[1]} shows the curves, {paths[0]} holds the numbers.")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main(arguments=None):
         if not ours:
             with presets.replacing(folder, whatever=kind is not None) as unfinished:
                 backbone.save_to_preset(unfinished)
-    print(f"{options.preset}: FCDM with {backbone.count_params():,} parameters, {options.weights} weights.")
+        print(f"{options.preset}: FCDM with {backbone.count_params():,} parameters, {options.weights} weights.")
 
 
 def _check(options):

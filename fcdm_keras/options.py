@@ -18,6 +18,7 @@ from typing import Any
 from fcdm_keras import arguments, signals
 from fcdm_keras.files import is_utf8, make_folder, remove_leftovers, write_atomically
 from fcdm_keras.formats.documents import CURE, as_schema, parse_json
+from fcdm_keras.machine import engine, terminal
 
 REQUIRED = dataclasses.MISSING  # in place of a default
 WIDTHS = tuple[int, ...]  # the type of a field whose flag is such as 16,32,64
@@ -247,7 +248,8 @@ def command_parser(module, description, **options):
 def reported(stopped="Stopped."):
     """The frame of a command: what its user can mend ends the program with one line, and a signal with `stopped`."""
     try:
-        with signals.ending(stopped):
+        with terminal.lasting(), signals.ending(stopped):
+            engine.check()
             yield
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

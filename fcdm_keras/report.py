@@ -38,8 +38,8 @@ def main(arguments=None):
 
         folders = list(dict.fromkeys(options.runs))
         paths = page.write(folders, Path(options.output))
-    count = f"{len(folders)} run{'s' * (len(folders) > 1)}"
-    print(f"{paths[0]} and {paths[1]}: {count} beside the paper's results.")
+        count = f"{len(folders)} run{'s' * (len(folders) > 1)}"
+        print(f"{paths[0]} and {paths[1]}: {count} beside the paper's results.")
 
 
 if __name__ == "__main__":

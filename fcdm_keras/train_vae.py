@@ -50,12 +50,10 @@ def main(arguments=None):
 
         with distribution.setup(**device_options(options)), if_one_of_several(opening):
             train_and_export(config, folder)
-            if not distribution.is_main():
-                return
-    print(
-        f"{time.perf_counter() - began:.0f} s in all; the autoencoder is in {folder}/vae/ and "
-        f"{folder}/autoencoder.keras, pictures and scores beside it"
-    )
+            distribution.say(
+                f"{time.perf_counter() - began:.0f} s in all; the autoencoder is in {folder}/vae/ and "
+                f"{folder}/autoencoder.keras, pictures and scores beside it"
+            )
 
 
 if __name__ == "__main__":

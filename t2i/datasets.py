@@ -21,6 +21,16 @@ class Shapes:
             raise ValueError("the shapes are drawn, 32 pixels wide; leave out --image-size and --latents.")
         return config
 
+    def latent_side(self, config):
+        from t2i.shapes.autoencoder import FACTOR
+
+        return config.image_size // FACTOR
+
+    def load_start(self, source):
+        from t2i import load
+
+        return load.load_backbone(source)
+
     def prepare(self, config, folder):
         return config
 

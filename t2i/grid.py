@@ -48,8 +48,8 @@ def _wrapped(text, width, font):
     for paragraph in text.split("\n"):
         line = ""
         for word in paragraph.split():
-            while font.getlength(word) > width:
-                fits = next(n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+            while len(word) > 1 and font.getlength(word[:width]) > width:  # no letter is narrower than a pixel
+                fits = next(n for n in range(2, width + 1) if font.getlength(word[:n]) > width) - 1
                 lines += [line] if line else []
                 line = ""
                 lines.append(word[:fits])

@@ -61,6 +61,8 @@ def place(name, environ=os.environ):
     """
     if name == TF_CONFIG:
         return _tf_config(environ)
+    if name == TORCHRUN:
+        _check_torchrun(environ)
     return _jax_variables(environ) if name == JAX_VARIABLES else None
 
 
@@ -78,7 +80,8 @@ def head(name, environ=os.environ):
 
 def _present(environ):
     return {
-        TORCHRUN: "TORCHELASTIC_RUN_ID" in environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environ.keys(),
+        TORCHRUN: {"RANK", "WORLD_SIZE"} <= environ.keys()
+        and bool({"TORCHELASTIC_RUN_ID", "MASTER_ADDR"} & environ.keys() or environ["WORLD_SIZE"] != "1"),
         TF_CONFIG: "TF_CONFIG" in environ,
         JAX_VARIABLES: any(name in environ for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES")),
         SLURM: "SLURM_PROCID" in environ and _number(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") > 1,
@@ -88,12 +91,27 @@ def _present(environ):
 
 
 def _number(environ, *names):
-    text = next((environ[name] for name in names if name in environ), "1")
-    return int(text) if text.isdecimal() else 1
+    name = next((name for name in names if name in environ), None)
+    text = environ[name] if name else "1"
+    if not text.isdecimal():
+        raise ValueError(f"{name} must be the number of processes. Received: {text[:60]!r}")
+    return int(text)
 
 
 def _backends(name):
     return " or ".join(backend for backend, names in UNDERSTOOD.items() if name in names)
+
+
+def _check_torchrun(environ):
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    rank, count, address, port = given = [environ.get(name, "") for name in names]
+    numbers = all(text.isdecimal() for text in (rank, count, port))
+    if not numbers or not int(rank) < int(count) or not int(port) < 2**16 or not address:
+        raise ValueError(
+            "Where torchrun's variables are set by hand, WORLD_SIZE must be the number N of processes, RANK in "
+            "[0, N − 1], and MASTER_ADDR and MASTER_PORT those of the first. Received: "
+            f"{', '.join(f'{name}={text[:60]!r}' for name, text in zip(names, given))}"
+        )
 
 
 def _tf_config(environ):

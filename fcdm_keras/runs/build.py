@@ -67,10 +67,7 @@ def copy_weights(source, target, same_conditions=True):
     Raises:
         ValueError: the networks differ in more than their conditioning.
     """
-    there, here = _sizes(source), _sizes(target)
-    different = [f"{name} {there.get(name)} there, {here[name]} here" for name in here if there.get(name) != here[name]]
-    if different:
-        raise ValueError(f"The weights to start from are of another network: {'; '.join(different)}.")
+    check_start(source, target)
     old, new = source.conditioning, target.conditioning
     shapes = [[tuple(v.shape) for v in conditioning.weights] for conditioning in (old, new)]
     same = same_conditions and shapes[0] == shapes[1]
@@ -82,6 +79,14 @@ def copy_weights(source, target, same_conditions=True):
     both = hasattr(old, "num_classes") and hasattr(new, "num_classes")
     classes = f" ({old.num_classes} classes there, {new.num_classes} here)" if both else ""
     return f"{len(made)} tensors are kept, the {len(new.weights)} of the conditioning are made anew{classes}"
+
+
+def check_start(source, target):
+    """Raises ValueError unless two backbones differ in nothing but their conditioning."""
+    there, here = _sizes(source), _sizes(target)
+    different = [f"{name} {there.get(name)} there, {here[name]} here" for name in here if there.get(name) != here[name]]
+    if different:
+        raise ValueError(f"The weights to start from are of another network: {'; '.join(different)}.")
 
 
 def _sizes(backbone):

@@ -52,10 +52,9 @@ class TrainCommand:
         except (ValueError, OSError) as error:
             parser.error(str(error))
         if parsed.dry_run:
-            print(options.to_json(config), end="")
+            with options.reported():
+                print(options.to_json(config), end="")
             sys.exit()
-        if len(sys.argv) == 1:
-            print(self.hint)
         return config, options.device_options(parsed), given
 
     def main(self, arguments=None):
@@ -64,15 +63,15 @@ class TrainCommand:
         config, devices, given = self._parse(arguments)
         folder, opening = folder_of(config), opened(config, given, self.dataset_of(config))
         with options.reported("Stopped. The same command resumes from the last checkpoint."), if_alone(opening):
+            if len(sys.argv) == 1:
+                print(self.hint)
             from fcdm_keras import distribution
             from fcdm_keras.runs.fit import fit_run
             from fcdm_keras.runs.loop import Finishing
 
             with distribution.setup(**devices), if_one_of_several(opening):
-                dataset = self.dataset_of(config)
-                config = dataset.prepare(config, folder)
                 scores, finishing = None, Finishing(folder)
-                data, trainer, task = fit_run(config, folder, dataset, finishing)
+                data, trainer, task = fit_run(config, folder, self.dataset_of(config), finishing)
                 with finishing.step("the scores"):
                     scores = data.score(config, folder, trainer, task)
                 if distribution.is_main() and scores is not None:

@@ -4,11 +4,13 @@ A data set checks the settings of a run before anything heavy is imported, and o
 
 - `resolve(config, given, dry_run)`: the settings with what only the data know (`given` are the flags that were given);
   raises ValueError or OSError, in one sentence, if there is nothing to train on;
+- `latent_side(config)`: height and width of the latents;
 - `prepare(config, folder)`: makes what must be there first, and returns the settings with it; mostly nothing;
 - `open(config, folder)`: the opened data, a `ClassData` (`fcdm_keras.runs.data`) or like one: what the samples are,
   how a grid of them is drawn, how images are judged and how scores are shown;
 - if it makes something in the run folder first: `makes`, the names of these files and folders, and `made_of`, the
   settings that they follow from. They are made anew if such a setting changes before anything was trained with them.
+  And `load_start(source)`: the backbone to start from, which is looked at before they are made.
 
 Nothing heavy is imported. Each method that computes imports what it needs itself.
 """
@@ -29,6 +31,9 @@ class Digits:
                 "--latent-channels and --latents."
             )
         return config
+
+    def latent_side(self, config):
+        return config.image_size
 
     def prepare(self, config, folder):
         return config
@@ -67,6 +72,11 @@ class Stored:
         check_fit(metadata, config)
         return config
 
+    def latent_side(self, config):
+        from fcdm_keras.data.latent_store import read_metadata
+
+        return read_metadata(config.latents).latent_shape[0]
+
     def prepare(self, config, folder):
         return config
 
@@ -86,6 +96,14 @@ class Photos(Stored):
             return super().resolve(config, given, dry_run)
         check_reference(config)
         return config
+
+    def latent_side(self, config):
+        return super().latent_side(config) if config.latents else config.image_size // VAEConfig().downsampling_factor
+
+    def load_start(self, source):
+        from fcdm_keras.runs import load
+
+        return load.load_backbone(source)
 
     def prepare(self, config, folder):
         """Trains the autoencoder and encodes the photographs; what is there already is kept."""
@@ -110,6 +128,9 @@ class InMemory(Stored):
     def resolve(self, config, given, dry_run=False):
         check_reference(config)
         return config
+
+    def latent_side(self, config):
+        return config.image_size // 8  # of the published autoencoders; another says so when it is opened
 
     def open(self, config, folder):
         from fcdm_keras.runs import data

@@ -1,18 +1,15 @@
 """The training loop of a run: resume, callbacks, `fit`, and what is written at the end."""
 
-import dataclasses
 import shutil
 
 import keras
 import numpy as np
 
 from fcdm_keras import distribution
-from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.callback import Evaluate
 from fcdm_keras.files import replacing
 from fcdm_keras.network.costs import describe_memory, gib
-from fcdm_keras.recipes import MODEL_SIZES
-from fcdm_keras.runs import build, loop, owner
+from fcdm_keras.runs import build, loop, owner, plan
 from fcdm_keras.runs import folder as run_folder
 from fcdm_keras.runs.data import sampling_options
 from fcdm_keras.runs.datasets import dataset_of
@@ -40,12 +37,11 @@ def fit_run(config, folder, dataset=None, finishing=None):
             the run, or the folder is another command's now.
         FloatingPointError: the loss is not finite.
     """
-    distribution.check_batch(config.global_batch_size, config.accumulation_steps)
-    distribution.check_model(MODEL_SIZES[config.model].hidden_channels)
-    check_agreement(dataclasses.asdict(config))
-    check_shared(folder)
+    dataset = dataset or dataset_of(config)
+    plan.check(config, folder, dataset)
+    config = dataset.prepare(config, folder)
     manager = OwnedCheckpoints(folder / run_folder.CHECKPOINTS, config.keep_last, config.keep_every)
-    data = (dataset or dataset_of(config)).open(config, folder)
+    data = dataset.open(config, folder)
     run_folder.remember_classes(folder, getattr(data, "class_names", None))
     backbone = data.build_backbone(config)
     if config.init_from and not manager.steps():
