@@ -20,6 +20,7 @@ from fcdm_keras.data.store_metadata import METADATA, SETTINGS, ShardEntry, Store
 from fcdm_keras.data.transforms import UnreadableImageError
 from fcdm_keras.files import DifferentContentsError, check_utf8, make_folder, remove_leftovers, sync, write_atomically
 from fcdm_keras.formats.documents import read_json
+from fcdm_keras.machine import memory
 from fcdm_keras.options import differences
 
 _OTHER = "remove it to make it again, or give another --output"
@@ -64,6 +65,8 @@ class StoreEncoder:
                 f"The image size must be a multiple of {4 * factor}: the autoencoder reduces by {factor}, the network "
                 f"by 4. Received: {image_size}"
             )
+        what = f"Encoding {batch_size:,} images of {image_size}×{image_size} at once"
+        memory.check(5 * batch_size * image_size**2 * 3, what, "use a smaller --batch-size")
         check_utf8("A store's autoencoder", autoencoder_name)
         check_utf8("A latent store", folder)
         self.folder = Path(folder)

@@ -18,6 +18,7 @@ from fcdm_keras.data.labels import check_label
 from fcdm_keras.data.pictures import UnreadableImageError, shorter_side, shown
 from fcdm_keras.data.tfds_sources import TFDSSource, prepared_builder
 from fcdm_keras.data.transforms import Example
+from fcdm_keras.machine import memory
 
 __all__ = ["EXTENSIONS", "FolderSource", "TFDSSource", "open_source", "prepared_builder", "read_images"]
 
@@ -173,8 +174,10 @@ def read_images(source, size):
         images, labels, and a list of `(key, reason)` of unreadable images.
 
     Raises:
-        ValueError: none can be read.
+        ValueError: none can be read, or they are more than the memory holds.
     """
+    what = f"Holding {len(source):,} images of {size}×{size}"
+    memory.check(2 * len(source) * size**2 * 3, what, "encode them, and train on their latents: --latents")
     images, labels, skipped = [], [], []
     for example in source.read(0, len(source)):
         label = check_label(example, source)

@@ -33,7 +33,7 @@ class _Lasting:
     """A text stream whose first failure silences it."""
 
     def __init__(self, stream):
-        self._stream = open(os.devnull, "w") if stream is None else stream
+        self._stream = stream or open(os.devnull, "w")  # noqa: SIM115 - it lasts as long as the program
         self.failure = None
         with contextlib.suppress(AttributeError, ValueError):
             self._stream.reconfigure(errors="backslashreplace")

@@ -1,6 +1,5 @@
 """The run of `python -m fcdm_keras.train_vae`: an autoencoder trained, measured and exported."""
 
-import dataclasses
 import os
 
 import keras
@@ -9,11 +8,10 @@ import numpy as np
 from fcdm_keras import backend, distribution, signals
 from fcdm_keras.autoencoders import KLAutoencoder
 from fcdm_keras.data.crops import RandomCrops, crop_batches, open_images
-from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.evaluation.reconstruction import latent_moments, psnr, reconstruct
 from fcdm_keras.files import replacing, replacing_folder, sync, write_atomically
 from fcdm_keras.options import to_json
-from fcdm_keras.runs import loop, owner
+from fcdm_keras.runs import loop, owner, plan
 from fcdm_keras.runs.folder import CHECKPOINTS, LOG, LOSSES, SCORES, VAE
 from fcdm_keras.runs.history import describe, read_history, settle
 from fcdm_keras.runs.owned import OwnedCheckpoints
@@ -87,7 +85,6 @@ def train(config, folder, images, held_out):
     Returns:
         The autoencoder with the averaged weights, and the steps done.
     """
-    distribution.check_batch(config.batch_size, config.accumulation_steps)
     manager = OwnedCheckpoints(folder / CHECKPOINTS, keep_last=2)
     trainer = build_trainer(config)
     start = _resume(trainer, manager, config, folder)
@@ -190,8 +187,7 @@ def export(config, autoencoder, folder, images, held_out, steps):
 
 def train_and_export(config, folder):
     """Trains, measures and exports, or goes on with what is in the folder. Returns the scores."""
-    check_agreement(dataclasses.asdict(config))
-    check_shared(folder)
+    plan.check_autoencoder(config, folder)
     images, held_out, notes = open_images(config.source, config.image_size, config.resize)
     for note in notes:
         distribution.say(f"note: {note}")

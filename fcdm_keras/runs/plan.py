@@ -26,14 +26,39 @@ def check(config, folder, dataset):
     distribution.check_model(MODEL_SIZES[config.model].hidden_channels)
     check_agreement(dataclasses.asdict(config))
     check_shared(folder)
-    side = dataset.latent_side(config)
     size = MODEL_SIZES[config.model]
-    if size.network in costs.COUNTS:
+    if size.network in costs.COUNTS and hasattr(dataset, "latent_side"):
+        side = dataset.latent_side(config)
         parameters, _ = costs.count(size, side, side, in_channels=config.latent_channels, num_classes=1)
         check_disk(folder, STATE * parameters, config)
         _check_memory(config, side, parameters)
     if getattr(dataset, "makes", ()) and not config.latents:
         _check_what_follows(config, folder, dataset)
+
+
+def check_autoencoder(config, folder):
+    """As `check`, for the run of an autoencoder.
+
+    Args:
+        config: a `VAEConfig`.
+        folder: the run folder.
+    """
+    distribution.check_batch(config.batch_size, config.accumulation_steps)
+    check_agreement(dataclasses.asdict(config))
+    check_shared(folder)
+    blocks = 2 * config.layers_per_block + 1  # of a level in encoder and decoder, each with such a convolution at least
+    parameters = sum(blocks * 9 * width**2 for width in config.block_out_channels)
+    check_disk(folder, STATE * parameters, config, keep_last=2)
+    rows = config.batch_size // distribution.job().data_parallel
+    needed = 3 * 4 * rows * config.image_size**2
+    if _computes_here():
+        maps = 4 * rows // config.accumulation_steps * config.image_size**2 * config.block_out_channels[0]
+        needed += STATE * parameters + blocks * maps
+    memory.check(
+        needed,
+        f"Training an autoencoder with {config.batch_size:,} crops of {config.image_size}×{config.image_size} per step",
+        "use a smaller --batch-size, more --accumulation-steps, smaller crops, or fewer channels",
+    )
 
 
 def check_disk(folder, size, config, keep_last=None):
@@ -62,7 +87,7 @@ def _check_memory(config, side, parameters):
     placed = distribution.job()
     rows = config.global_batch_size // placed.data_parallel
     needed = 3 * 4 * rows * config.latent_channels * side**2
-    if "cpu" in backend.devices()[0].lower():
+    if _computes_here():
         estimate = costs.training_memory(config, side, placed.data_parallel, placed.model_parallel, parameters)
         needed += estimate.total(checkpointed=True)
     memory.check(
@@ -72,6 +97,11 @@ def _check_memory(config, side, parameters):
     )
     images = config.num_eval_samples * config.image_size**2 * 3 if config.eval_every else 0
     memory.check(images, f"{config.num_eval_samples:,} images to score", "use a smaller --num-eval-samples")
+
+
+def _computes_here():
+    """Whether the network's memory is the host's."""
+    return "cpu" in backend.devices()[0].lower()
 
 
 def _check_what_follows(config, folder, dataset):

@@ -1,0 +1,155 @@
+"""What a command looks at before it works: the engine, the terminal, and whether a run can be at all."""
+
+import collections
+import io
+import os
+import shutil
+import sys
+
+import numpy as np
+import processes
+import pytest
+from conftest import GOLDEN
+from test_outputs import encoding, quietly
+
+import train_coco
+import train_imagenet
+from fcdm_keras import encode, train_vae
+from fcdm_keras.data.sources import FolderSource, read_images
+from fcdm_keras.machine import engine, terminal
+from fcdm_keras.runs import plan
+
+pytestmark = pytest.mark.no_backend
+Usage = collections.namedtuple("Usage", "total used free")
+
+
+def environment(folder, content=None, backend=None):
+    """The variables of a machine whose `keras.json` holds `content`."""
+    if content is not None:
+        (folder / "keras.json").write_text(content)
+    return {"KERAS_HOME": str(folder), **({"KERAS_BACKEND": backend} if backend else {})}
+
+
+@pytest.mark.parametrize(
+    ("content", "backend", "message"),
+    [
+        (None, "jx", "^KERAS_BACKEND must name jax, torch or tensorflow. Received: 'jx'"),
+        (None, "openvino", "Received: 'openvino'"),
+        ('{"backend": "theano"}', None, "keras.json must name jax, torch or tensorflow. Received: 'theano'"),
+        ('{"backend": ["jax"]}', None, r"Received: \"\['jax'\]\""),
+        ("[]", "jax", "keras.json, which Keras reads, is no JSON object: mend it, or remove it"),
+        ("{broken", "jax", "is no JSON object"),
+        ("[" * 100_000, "jax", "is no JSON object"),
+        ('{"floatx": "float16"}', "jax", "sets floatx to 'float16'.*--precision"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(tmp_path, content, backend, message):
+    with pytest.raises(ValueError, match=message):
+        engine.check(environment(tmp_path, content, backend))
+
+
+def test_engines_and_settings_that_can_be_pass(tmp_path, monkeypatch):
+    engine.check(environment(tmp_path))
+    engine.check(environment(tmp_path, '{"backend": "torch", "floatx": "float32"}'))
+    engine.check(environment(tmp_path, '{"backend": "theano", "image_data_format": "channels_first"}', "jax"))
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match=r'computes on jax here, which is not installed: pip install "fcdm-keras\[jax\]'
+    ):
+        engine.check(environment(tmp_path, None, "jax"))
+
+
+def printed(monkeypatch, stream):
+    """Prints more than a buffer holds, with `stream` as standard output."""
+    monkeypatch.setattr(sys, "stdout", stream)
+    with terminal.lasting():
+        for _ in range(3000):
+            print("7×7 → 0.5", flush=True)
+    assert sys.stdout is stream
+
+
+def test_a_full_disk_behind_standard_output_is_told_once_at_the_end(monkeypatch):
+    with pytest.raises(OSError, match=r"^Standard output could not be written to \(No space left on device\)"):
+        printed(monkeypatch, open("/dev/full", "w"))  # noqa: SIM115 - it cannot be closed without an error
+
+
+def test_a_reader_that_leaves_ends_nothing(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:
+        printed(monkeypatch, stream)
+
+
+def test_a_terminal_without_the_letters_gets_their_numbers(monkeypatch):
+    buffer = io.BytesIO()
+    printed(monkeypatch, io.TextIOWrapper(buffer, "ascii"))
+    assert buffer.getvalue().startswith(b"7\\xd77 \\u2192 0.5\n")
+
+
+def test_a_program_without_standard_streams(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with terminal.lasting():
+        print("nobody reads this")
+
+
+def command(*arguments, **options):
+    root = os.path.dirname(os.path.dirname(__file__))
+    return processes.run([sys.executable, "train_imagenet.py", *arguments], cwd=root, text=True, timeout=300, **options)
+
+
+def test_a_command_says_that_its_output_was_lost():
+    with open("/dev/full", "w") as full:
+        done = command("--dry-run", stdout=full, stderr=-1)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Standard output could not be written to (No space left on device)")
+
+
+def photos(*flags):
+    return (train_imagenet.main, "--recipe", "photos", *flags)
+
+
+RUNS = [
+    (photos("--init-from", "nowhere/model"), "nowhere/model"),
+    (photos("--init-from", str(GOLDEN / "fcdm" / "fcdm_checkpoint.pt")), "are of another network: "),
+    (photos("--eval-every", "1", "--eval-reference", str(GOLDEN / "adm" / "nowhere.npz")), "nowhere.npz"),
+    (photos("--global-batch-size", "49999999"), "Training XS in batches of 49,999,999 needs "),
+    ((train_imagenet.main, "--global-batch-size", "49999999"), "use a smaller --global-batch-size, more --accumul"),
+    ((train_imagenet.main, "--eval-every", "1", "--num-eval-samples", "99999999"), "99,999,999 images to score needs"),
+    ((train_coco.main, "--init-from", "nowhere/model"), "nowhere/model"),
+    ((train_coco.main, "--global-batch-size", "49999999"), "of memory, and "),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), RUNS, ids=[f"{i}" for i in range(len(RUNS))])
+def test_a_run_that_cannot_be_is_refused_before_anything_is_made(tmp_path, arguments, message):
+    said = quietly(*arguments, "--results-dir", tmp_path)
+    assert said.startswith("error: ") and message in said
+    made = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert not made & {"loss.png", "autoencoder.keras", "store.json", "log.csv", "checkpoint.json"}
+
+
+def test_checkpoints_that_find_no_room_are_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: Usage(2**40, 2**40 - 2**16, 2**16))
+    said = quietly(train_imagenet.main, "--results-dir", tmp_path)
+    assert said.startswith("error: 3 checkpoints of ") and "and the disk has 0.1 MiB free: make room, choose" in said
+    monkeypatch.setattr(plan.shutil, "disk_usage", shutil.disk_usage)
+    said = quietly(train_vae.main, "--output", tmp_path / "vae", "--block-out-channels", "80000,80000")
+    assert "3 checkpoints of " in said
+
+
+def test_memory_is_compared_before_it_is_taken(tmp_path):
+    vae = quietly(train_vae.main, "--output", tmp_path / "vae", "--batch-size", "9999999", "--image-size", "512")
+    assert "an autoencoder with 9,999,999 crops of 512×512 per step needs" in vae and "smaller --batch-size" in vae
+    encoded = quietly(encode.main, *encoding(tmp_path / "store", "--batch-size", "99999999"))
+    assert encoded.startswith("error: Encoding 99,999,999 images of 32×32 at once needs ")
+    assert not (tmp_path / "store" / "settings.json").exists()
+
+
+def test_images_that_fill_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    from PIL import Image
+
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), "uint8")).save(tmp_path / "a" / "0.png")
+    monkeypatch.setattr(FolderSource, "__len__", lambda self: 10**9)
+    with pytest.raises(ValueError, match="Holding 1,000,000,000 images of 64×64 needs .* on their latents: --lat"):
+        read_images(FolderSource(tmp_path), 64)
