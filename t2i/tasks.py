@@ -76,6 +76,9 @@ class TextToImage(ImageTask):
                 self._use(OpenCLIPTextEncoder(**self._text_settings))
             return self._encoder
 
+    def __dir__(self):
+        return [name for name in super().__dir__() if name != "text_encoder"]  # Keras reads all that it lists
+
     def relocate_text_encoder(self, model=None, pretrained=None):
         """Says where the files of the text encoder lie now, before it is started; `None` is where they were."""
         changes = {"model": model, "pretrained": pretrained}

@@ -35,7 +35,7 @@ class _Lasting:
     def __init__(self, stream):
         self._stream = stream or open(os.devnull, "w")  # noqa: SIM115 - it lasts as long as the program
         self.failure = None
-        with contextlib.suppress(AttributeError, ValueError):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # OSError: a pipe put in the place of a file
             self._stream.reconfigure(errors="backslashreplace")
 
     def write(self, text):

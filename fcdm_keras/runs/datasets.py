@@ -4,7 +4,7 @@ A data set checks the settings of a run before anything heavy is imported, and o
 
 - `resolve(config, given, dry_run)`: the settings with what only the data know (`given` are the flags that were given);
   raises ValueError or OSError, in one sentence, if there is nothing to train on;
-- `latent_side(config)`: height and width of the latents;
+- `latent_side(config)`: height and width of the latents; without it, memory and disk are not compared beforehand;
 - `prepare(config, folder)`: makes what must be there first, and returns the settings with it; mostly nothing;
 - `open(config, folder)`: the opened data, a `ClassData` (`fcdm_keras.runs.data`) or like one: what the samples are,
   how a grid of them is drawn, how images are judged and how scores are shown;
