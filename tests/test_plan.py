@@ -135,7 +135,7 @@ def test_checkpoints_that_find_no_room_are_told_before_training(tmp_path, monkey
     said = quietly(train_imagenet.main, "--results-dir", tmp_path)
     assert said.startswith("error: 4 checkpoints of ") and "and the disk has 0.1 MiB free: make room, choose" in said
     monkeypatch.undo()
-    said = quietly(train_vae.main, "--output", tmp_path / "vae", "--block-out-channels", "80000,80000")
+    said = quietly(train_vae.main, "--output", tmp_path / "vae", "--block-out-channels", "40000,40000")
     assert "3 checkpoints of " in said
 
 
