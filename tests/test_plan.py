@@ -3,6 +3,7 @@
 import collections
 import io
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -15,7 +16,7 @@ import train_coco
 import train_imagenet
 from fcdm_keras import encode, train_vae
 from fcdm_keras.data.sources import FolderSource, read_images
-from fcdm_keras.machine import engine, terminal
+from fcdm_keras.machine import accelerator, engine, terminal
 from fcdm_keras.runs import plan
 
 pytestmark = pytest.mark.no_backend
@@ -155,3 +156,58 @@ def test_images_that_fill_the_memory_are_refused_before_they_are_read(tmp_path, 
     monkeypatch.setattr(FolderSource, "__len__", lambda self: 10**9)
     with pytest.raises(ValueError, match="Holding 1,000,000,000 images of 64×64 needs .* on their latents: --lat"):
         read_images(FolderSource(tmp_path), 64)
+
+
+@pytest.fixture
+def gpus(tmp_path):
+    """The driver's list of two GPUs."""
+    for number in range(2):
+        (tmp_path / "gpus" / f"0000:0{number}:00.0").mkdir(parents=True)
+        (tmp_path / "gpus" / f"0000:0{number}:00.0" / "information").write_text("Model: \t NVIDIA H100\nIRQ: 1\n")
+    return tmp_path / "gpus"
+
+
+@pytest.mark.parametrize(
+    ("backend", "variables", "reason"),
+    [
+        ("torch", {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES= hides it"),
+        ("tensorflow", {"CUDA_VISIBLE_DEVICES": "-1"}, "CUDA_VISIBLE_DEVICES=-1 hides it"),
+        ("jax", {"JAX_PLATFORMS": "cpu"}, "JAX_PLATFORMS=cpu hides it"),
+        ("jax", {}, 'jax has no CUDA here, which pip install "fcdm-keras[jax-cuda]" brings'),
+        ("tensorflow", {}, 'tensorflow has no CUDA here, which pip install "fcdm-keras[tensorflow-cuda]" brings'),
+    ],
+)
+def test_a_gpu_that_stands_idle_is_named_with_the_reason(gpus, monkeypatch, backend, variables, reason):
+    monkeypatch.setattr(accelerator, "_installed", lambda name: False)
+    assert accelerator.idle(backend, variables, gpus) == f"2 × NVIDIA H100 idle: {reason}"
+
+
+def test_without_a_gpu_nothing_is_said(tmp_path):
+    assert accelerator.idle("jax", {}, tmp_path / "gpus") == ""
+
+
+def test_a_driver_that_is_too_old_is_thought_of(gpus, monkeypatch):
+    monkeypatch.setattr(accelerator, "_installed", lambda name: True)
+    assert accelerator.idle("jax", {}, gpus).endswith("jax finds no driver that fits its CUDA; see nvidia-smi")
+
+
+KEPT = """
+import resource, ctypes
+from fcdm_keras.machine import allocator
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        block = bytearray(2**26)  # of 16,384 pages
+        del block
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+print(before > 60_000, allocator.keep({"FCDM_KERAS_KEEP_MEMORY": "0"}), faults() > 60_000, allocator.keep({}))
+faults()
+print(faults() < 1_000)
+"""
+
+
+def test_kept_memory_is_not_asked_for_again():
+    options = {"cwd": os.path.dirname(os.path.dirname(__file__)), "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", KEPT], check=True, **options)
+    assert done.stdout.split() == ["True", "False", "True", "True", "True"]

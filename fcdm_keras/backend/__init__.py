@@ -28,6 +28,7 @@ Processes and devices, for `fcdm_keras.distribution`:
 - `devices()`: names of all processes' devices.
 - `check_devices(asked, count)`: raises ValueError if so many devices cannot be had by asking, of `count` at hand.
 - `CUTS_MODELS`: whether one copy of a model can be cut over several devices.
+- `FREES_MEMORY`: whether the engine gives a step's memory back on CPUs, and asks for it again (`machine.allocator`).
 - `advice()`: what a process that is alone could do to use more of its host, a phrase, or `""`.
 - `start(used, model_parallel, layout_map)`: spreads what is built from now on over the devices named `used`; returns a
   function that ends it. `layout_map(mesh)` says how variables are cut.
@@ -63,6 +64,7 @@ connect = _on_backend.connect
 devices = _on_backend.devices
 check_devices = _on_backend.check_devices
 CUTS_MODELS = _on_backend.CUTS_MODELS
+FREES_MEMORY = _on_backend.FREES_MEMORY
 advice = _on_backend.advice
 start = _on_backend.start
 disconnect = _on_backend.disconnect

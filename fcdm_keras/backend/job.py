@@ -16,6 +16,7 @@ class Job:
     devices: tuple[str, ...] = ("the default",)
     model_parallel: int = 1
     launcher: str = ""
+    keeps_memory: bool = False
 
     @property
     def data_parallel(self):

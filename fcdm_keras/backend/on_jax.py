@@ -16,6 +16,7 @@ from fcdm_keras.backend.on_jax_step import TrainStep  # noqa: F401
 
 BATCH, MODEL = "batch", "model"
 CUTS_MODELS = True
+FREES_MEMORY = True
 
 
 def rows(count):

@@ -14,6 +14,7 @@ import tensorflow as tf
 from fcdm_keras.backend.job import job
 
 CUTS_MODELS = False
+FREES_MEMORY = False
 
 _strategy = None  # made by `connect` where there are several processes, for it must come before any other operation
 

@@ -17,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 CUTS_MODELS = False
+FREES_MEMORY = False
 
 
 class TrainStep:

@@ -25,6 +25,7 @@ from fcdm_keras.backend.job import Job, has_job, is_main, job, say, set_job
 from fcdm_keras.distribution import hosts, launch, supervision
 from fcdm_keras.distribution.exchange import agree, barrier, gather, gather_texts
 from fcdm_keras.distribution.layout import layout_map
+from fcdm_keras.machine import accelerator, allocator
 from fcdm_keras.signals import Stopped
 
 HEARTBEAT_SECONDS = 50  # after which JAX's own watch ends the process, with a dump: later than `supervision.SILENT`
@@ -59,7 +60,8 @@ def setup(devices=None, model_parallel=1, connect_timeout=50):
             index, count = backend.connect(launcher, place, connect_timeout, HEARTBEAT_SECONDS, hosts)
             used = _used_devices(devices, model_parallel, count)
             stack.callback(backend.start(used, model_parallel, layout_map))
-            set_job(Job(index, count, used, model_parallel, launcher))
+            keeps = backend.FREES_MEMORY and _on_cpu(used) and allocator.keep()
+            set_job(Job(index, count, used, model_parallel, launcher, keeps))
             stack.enter_context(supervision.watched(launch.head(launcher)))
         stopped = None
         try:
@@ -147,8 +149,16 @@ def describe():
         text += f", {placed.model_parallel} for each copy of the model"
     if placed.process_count > 1:
         text += f", {placed.process_count} processes by {placed.launcher}"
-    advice = backend.advice() if placed.process_count == 1 else ""
-    return f"{text}; {advice}" if advice else text
+    advice = [backend.advice() if placed.process_count == 1 else ""]
+    if _on_cpu(placed.devices):
+        advice.append(accelerator.idle(keras.backend.backend()))
+    if placed.keeps_memory:
+        advice.append(f"memory is kept between steps ({allocator.SWITCH}=0 gives it back)")
+    return "; ".join(part for part in (text, *advice) if part)
+
+
+def _on_cpu(devices):
+    return "cpu" in devices[0].lower()
 
 
 def check_batch(global_batch_size, accumulation_steps=1):
