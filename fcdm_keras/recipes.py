@@ -18,6 +18,17 @@ from fcdm_keras.options import (
 )
 
 
+def check_sampler(sampler, objective):
+    """Raises ValueError for a sampler of another objective; those that are not in `SAMPLERS` are for any."""
+    fitting = SAMPLERS.get(sampler, (objective,))
+    if objective in OBJECTIVES and objective not in fitting:
+        own = ", ".join(name for name, objectives in SAMPLERS.items() if objective in objectives)
+        raise ValueError(
+            f"The sampler {sampler} draws from networks of the objective {' or '.join(fitting)}, and this one's is "
+            f"{objective}: take one of {own}."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSize:
     """Sizes of one model: C, blocks per level, and the figures that `python -m fcdm_keras.model_table` recomputes."""
@@ -39,7 +50,27 @@ MODEL_SIZES = {
     "XL": ModelSize(512, (3, 6, 12, 6, 3), 698_754_056, 64.6, 257.7),
 }
 # fmt: on
-SAMPLERS = ("ddpm", "ddim")  # the names in `fcdm_keras.diffusion.samplers.SAMPLERS`
+# The names in `fcdm_keras.diffusion.samplers.SAMPLERS`, and the objectives that each is for.
+SAMPLERS = {
+    "ddpm": ("iddpm",),
+    "ddim": ("iddpm",),
+    "euler_maruyama": ("flow",),
+    "stochastic_heun": ("flow",),
+    "ode_euler": ("flow",),
+    "ode_heun": ("flow",),
+    "ode_dopri5": ("flow",),
+}
+OBJECTIVES = ("iddpm", "flow")  # names in `fcdm_keras.diffusion.objectives.OBJECTIVES`
+COUNTERPARTS = {"ddpm": "euler_maruyama", "ddim": "ode_euler"}  # what draws a flow where a recipe has an iDDPM's
+FLOW_PATHS = ("linear", "gvp", "vp")
+FLOW_PREDICTIONS = ("velocity", "noise", "score")
+FLOW_WEIGHTINGS = ("none", "velocity", "likelihood")
+FLOW_SETTINGS = ("flow_path", "flow_prediction", "flow_weighting", "flow_times")
+FLOW_TIMES = ("uniform", "logit_normal")
+DIFFUSION_FORMS = ("sigma", "linear", "decreasing", "increasing_decreasing", "constant", "sbdm")
+LAST_STEPS = ("mean", "tweedie", "euler")
+LAST_STEP_SIZE = (1e-3, 0.999)  # bounds
+TOLERANCE = (1e-7, 1.0)  # bounds
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SEED_CHECKS = (at_least(0), below(2**64, "2**64"))
 STEPS = (at_least(1), below(10**9, "10**9: checkpoints have nine digits in their names"))
@@ -85,6 +116,15 @@ class TrainConfig:
         "train adapters of this rank and the conditioning, the rest as in --init-from; 0 trains all",
         between(0, SIDE),
     )
+    objective: str = setting("iddpm", "what is learnt: iddpm (noise and variance), or flow", choices=OBJECTIVES)
+    flow_path: str = setting("linear", "flow: path from noise to data: linear, gvp or vp", choices=FLOW_PATHS)
+    flow_prediction: str = setting(
+        "velocity", "flow: what the network predicts: velocity, noise or score", choices=FLOW_PREDICTIONS
+    )
+    flow_weighting: str = setting(
+        "none", "flow: weight of the losses of noise and score: none, velocity or likelihood", choices=FLOW_WEIGHTINGS
+    )
+    flow_times: str = setting("uniform", "flow: how training draws times: uniform or logit_normal", choices=FLOW_TIMES)
     global_batch_size: int = setting(
         256, "images per optimizer step, over all devices and micro-batches", between(1, COUNTED)
     )
@@ -123,10 +163,16 @@ class TrainConfig:
     keep_every: int = changeable(
         100_000, "checkpoints at multiples of this many steps are kept for good; 0 is none", at_least(0)
     )
-    sampler: str = changeable("ddpm", "ddpm or ddim", choices=SAMPLERS)
+    sampler: str = changeable("ddpm", "what draws samples: " + ", ".join(SAMPLERS), choices=SAMPLERS)
     num_sampling_steps: int = changeable(250, "sampling steps, 1 to 1000", between(1, 1000))
     cfg_scale: float = changeable(1.5, "guidance scale on all channels; 1 is none", at_least(0), IN_FLOAT32)
     results_dir: str = changeable("runs", "folder of run folders; the run is in RESULTS_DIR/RECIPE", filled())
+
+    def completed(self, given):
+        """The settings with the sampler of the objective, where `given`, names of settings, has none."""
+        fits = self.objective in SAMPLERS.get(self.sampler, (self.objective,))
+        other = COUNTERPARTS.get(self.sampler, self.sampler)
+        return self if fits or "sampler" in given else dataclasses.replace(self, sampler=other)
 
     def check(self):
         """Raises ValueError, in one sentence, for values that cannot be trained with."""
@@ -135,6 +181,16 @@ class TrainConfig:
             raise ValueError(
                 f"global_batch_size must be divisible by accumulation_steps={self.accumulation_steps}. "
                 f"Received: {self.global_batch_size}"
+            )
+        check_sampler(self.sampler, self.objective)
+        for name in FLOW_SETTINGS:
+            if self.objective != "flow" and getattr(self, name) != getattr(TrainConfig, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no effect: the objective is {self.objective}; leave it out."
+                )
+        if self.flow_prediction == "velocity" and self.flow_weighting != "none":
+            raise ValueError(
+                f"flow_weighting={self.flow_weighting} has no effect: velocities are not weighted; leave it out."
             )
         if self.lora_rank and not self.init_from:
             raise ValueError(f"lora_rank={self.lora_rank} needs init_from, the weights that it adapts. Received: none")
@@ -203,8 +259,9 @@ class VAEConfig:
             raise ValueError(f"resize must be at least image_size={self.image_size}. Received: {self.resize}")
 
 
-def _imagenet(image_size, model, steps):
-    name = f"imagenet{image_size}-{model.lower()}"
+def _imagenet(image_size, model, steps, flow=False):
+    name = f"imagenet{image_size}-{model.lower()}" + "-flow" * flow
+    own = {"objective": "flow", "sampler": "euler_maruyama"} if flow else {}
     return TrainConfig(
         recipe=name,
         dataset="imagenet2012",
@@ -213,6 +270,7 @@ def _imagenet(image_size, model, steps):
         num_classes=1000,
         steps=steps,
         data_workers=4,
+        **own,
     )
 
 
@@ -267,5 +325,7 @@ RECIPES = {
         _imagenet(256, "L", 400_000),
         _imagenet(256, "XL", 2_000_000),
         _imagenet(512, "XL", 1_000_000),
+        # Table 9 and appendix E. Scores: not yet reproduced.
+        *(_imagenet(256, model, 400_000, flow=True) for model in ("S", "B", "L", "XL")),
     )
 }
