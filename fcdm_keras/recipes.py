@@ -59,6 +59,9 @@ SAMPLERS = {
     "ode_euler": ("flow",),
     "ode_heun": ("flow",),
     "ode_dopri5": ("flow",),
+    "dpmpp_2m": ("iddpm", "flow"),
+    "dpmpp_2m_sde": ("iddpm", "flow"),
+    "unipc": ("iddpm", "flow"),
 }
 OBJECTIVES = ("iddpm", "flow")  # names in `fcdm_keras.diffusion.objectives.OBJECTIVES`
 COUNTERPARTS = {"ddpm": "euler_maruyama", "ddim": "ode_euler"}  # what draws a flow where a recipe has an iDDPM's
@@ -68,6 +71,7 @@ FLOW_WEIGHTINGS = ("none", "velocity", "likelihood")
 FLOW_SETTINGS = ("flow_path", "flow_prediction", "flow_weighting", "flow_times")
 FLOW_TIMES = ("uniform", "logit_normal")
 DIFFUSION_FORMS = ("sigma", "linear", "decreasing", "increasing_decreasing", "constant", "sbdm")
+GRIDS = ("uniform", "quadratic", "karras", "logsnr")
 LAST_STEPS = ("mean", "tweedie", "euler")
 LAST_STEP_SIZE = (1e-3, 0.999)  # bounds
 TOLERANCE = (1e-7, 1.0)  # bounds

@@ -100,6 +100,11 @@ class FlowMatching(Interpolant):
             return NEAR, 1.0 - NEAR
         return (NEAR if noisy else 0.0), 1.0
 
+    @property
+    def span(self):
+        """The first time that a multistep solver asks for, where α is not 0, and data's time."""
+        return (0.0 if self.path == "vp" else NEAR), 1.0
+
     def check_timesteps(self, timesteps):
         """They are floating-point `(B,)` in [0, 1]."""
         if timesteps.ndim != 1 or timesteps.dtype.kind != "f":

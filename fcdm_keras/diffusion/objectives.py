@@ -15,7 +15,8 @@ An objective knows no network. It is an object with
 What samplers need of it: `sampler`, the name of the one that it is drawn with if none is named; and
 
 - `process(num_steps)`: the respaced process of `ddpm` and `ddim`, which give timesteps as integers; or
-- `coefficients(times, xp)`: α, σ, α', σ' of x_t = α · x_0 + σ · ε, in `keras.ops` or NumPy, at times `(B,)`; and
+- `coefficients(times, xp)`: α, σ, α', σ' of x_t = α · x_0 + σ · ε, in `keras.ops` or NumPy, at times `(B,)`; `span`, the
+  first time that a multistep solver asks for, and data's time; and
   `latents`, `noise` and `score(output, x_t, times)`: x̂_0, ε̂ and ∇ log p_t; of flows also `velocity`, dx/dt.
 
 A new one is a class here and a line in `OBJECTIVES`.
@@ -91,6 +92,11 @@ class IDDPM(Interpolant):
         log_alpha = xp.take(table, first) + (times - below) * slope
         alpha, sigma = xp.exp(log_alpha), xp.sqrt(-xp.expm1(2.0 * log_alpha))
         return alpha, sigma, alpha * slope, -slope * alpha**2 / sigma
+
+    @property
+    def span(self):
+        """The first time that a multistep solver asks for, and data's time, x_{−1}."""
+        return len(FULL.timesteps) - 1.0, -1.0
 
     def noise(self, output, x_t, times):
         """ε̂."""

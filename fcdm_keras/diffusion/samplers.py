@@ -1,8 +1,8 @@
 """Samplers: from noise to latents, each one function that knows the network only as `predict(x_t, times)`.
 
 Those here take a `GaussianDiffusion`: `predict` gets x_t `(B, H, W, C)` and the *original* timesteps, int32 `(B,)`, and
-returns `(B, H, W, 2C)`: noise and v. Time runs from T − 1 down to 0. Those of `stochastic` and `ode` take an objective
-and `num_steps`; their times are the objective's. `SAMPLERS` names all.
+returns `(B, H, W, 2C)`: noise and v. Time runs from T − 1 down to 0. Those of `stochastic`, `ode` and `multistep`
+take an objective and `num_steps`; their times are the objective's. `SAMPLERS` names all.
 """
 
 import functools
@@ -13,6 +13,7 @@ from keras import ops
 from fcdm_keras.arguments import check_number
 from fcdm_keras.diffusion import randomness
 from fcdm_keras.diffusion.gaussian import gather
+from fcdm_keras.diffusion.multistep import dpmpp_2m, dpmpp_2m_sde, unipc
 from fcdm_keras.diffusion.ode import ode
 from fcdm_keras.diffusion.stochastic import euler_maruyama, stochastic_heun
 
@@ -80,6 +81,9 @@ SAMPLERS = {  # a new one is a function with the first three arguments of these,
     "ode_euler": functools.partial(ode, method="euler"),
     "ode_heun": functools.partial(ode, method="heun"),
     "ode_dopri5": functools.partial(ode, method="dopri5"),
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "unipc": unipc,
 }
 
 
