@@ -63,6 +63,8 @@ SAMPLERS = {
     "dpmpp_2m_sde": ("iddpm", "flow"),
     "unipc": ("iddpm", "flow"),
 }
+MULTISTEP = ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
+LEAST_STEPS = {"euler_maruyama": 2, "stochastic_heun": 2, **dict.fromkeys(MULTISTEP, 2)}  # of others, 1
 OBJECTIVES = ("iddpm", "flow")  # names in `fcdm_keras.diffusion.objectives.OBJECTIVES`
 COUNTERPARTS = {"ddpm": "euler_maruyama", "ddim": "ode_euler"}  # what draws a flow where a recipe has an iDDPM's
 FLOW_PATHS = ("linear", "gvp", "vp")
@@ -187,6 +189,8 @@ class TrainConfig:
                 f"Received: {self.global_batch_size}"
             )
         check_sampler(self.sampler, self.objective)
+        if self.num_sampling_steps < LEAST_STEPS.get(self.sampler, 1):
+            raise ValueError(f"The sampler {self.sampler} takes 2 steps or more. Received: {self.num_sampling_steps}")
         for name in FLOW_SETTINGS:
             if self.objective != "flow" and getattr(self, name) != getattr(TrainConfig, name):
                 raise ValueError(

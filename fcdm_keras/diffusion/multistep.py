@@ -63,7 +63,7 @@ def dpmpp_2m_sde(
 
     Args:
         predict, noise, objective, num_steps, grid, clip_denoised: as in `dpmpp_2m`.
-        step_noise: `(num_steps, B, H, W, C)` in the order used, in place of drawn noise. The last step to data adds none.
+        step_noise: `(num_steps, B, H, W, C)` in the order used, in place of drawn noise. A last step to data adds none.
         seed, indices: as in `fcdm_keras.diffusion.stochastic.euler_maruyama`.
 
     Returns:
@@ -113,9 +113,10 @@ def _plan(objective, num_steps, grid, order):
     if check_integer("num_steps", num_steps) < order:
         raise ValueError(f"A multistep solver of order {order} takes {order} steps or more. Received: {num_steps}")
     times = grids.times(objective, num_steps, grid)
-    alpha, sigma = (np.array(part) for part in objective.coefficients(times, np)[:2])
-    if times[-1] == objective.span[1]:
-        alpha[-1], sigma[-1] = 1.0, 0.0
+    ended = times[-1] == objective.span[1]
+    alpha, sigma = objective.coefficients(times[:-1] if ended else times, np)[:2]
+    if ended:
+        alpha, sigma = np.append(alpha, 1.0), np.append(sigma, 0.0)
     with np.errstate(divide="ignore"):
         ratios = np.log(alpha) - np.log(sigma)
     plan = {"keep": sigma[1:] / sigma[:-1], "alpha": alpha[1:], "sigma": sigma[1:], "h": np.diff(ratios)}

@@ -15,9 +15,9 @@ An objective knows no network. It is an object with
 What samplers need of it: `sampler`, the name of the one that it is drawn with if none is named; and
 
 - `process(num_steps)`: the respaced process of `ddpm` and `ddim`, which give timesteps as integers; or
-- `coefficients(times, xp)`: α, σ, α', σ' of x_t = α · x_0 + σ · ε, in `keras.ops` or NumPy, at times `(B,)`; `span`, the
-  first time that a multistep solver asks for, and data's time; and
-  `latents`, `noise` and `score(output, x_t, times)`: x̂_0, ε̂ and ∇ log p_t; of flows also `velocity`, dx/dt.
+- `coefficients(times, xp)`: α, σ, α', σ' of x_t = α · x_0 + σ · ε, in `keras.ops` or NumPy, at times `(B,)`; `span`,
+  the first time that a multistep solver asks for, and data's time; and `latents`, `noise` and
+  `score(output, x_t, times)`: x̂_0, ε̂ and ∇ log p_t; of flows also `velocity`, dx/dt, and `interval`.
 
 A new one is a class here and a line in `OBJECTIVES`.
 """

@@ -8,7 +8,7 @@ from fcdm_keras.arguments import check_integer, check_number
 from fcdm_keras.diffusion import guidance
 from fcdm_keras.diffusion.samplers import SAMPLERS, taken
 from fcdm_keras.machine import memory
-from fcdm_keras.recipes import DIFFUSION_FORMS, LAST_STEP_SIZE, LAST_STEPS, TOLERANCE, check_sampler
+from fcdm_keras.recipes import DIFFUSION_FORMS, GRIDS, LAST_STEP_SIZE, LAST_STEPS, LEAST_STEPS, TOLERANCE, check_sampler
 
 
 def _one_of(allowed):
@@ -28,6 +28,8 @@ SOLVER_OPTIONS = {  # what samplers have beside their steps, and the check of ea
     "diffusion_form": _one_of(DIFFUSION_FORMS),
     "last_step": _one_of(LAST_STEPS),
     "last_step_size": _within(*LAST_STEP_SIZE),
+    "grid": _one_of(GRIDS),
+    "order": lambda name, value: check_integer(name, value, 1, 3),
     "rtol": _within(*TOLERANCE),
     "atol": _within(*TOLERANCE),
 }
@@ -43,6 +45,8 @@ class DrawOptions:
         diffusion_form, last_step, last_step_size: of the SDE samplers, see `fcdm_keras.diffusion.stochastic`; default
             theirs, `"sigma"`, `"mean"` and 0.04.
         rtol, atol: tolerances of `"ode_dopri5"`; default 1e-3.
+        grid: times of the multistep solvers, see `fcdm_keras.diffusion.grids`; default `"uniform"`.
+        order: of `"unipc"`, 1 to 3; default 2.
         guidance_channels: `"all"` or `"first_three"`, see `fcdm_keras.diffusion.guidance`.
         batch_size: images drawn at once.
         image_size: side in pixels, or (height, width), if not the task's own; the network is fully convolutional.
@@ -57,6 +61,8 @@ class DrawOptions:
     diffusion_form: str | None = None
     last_step: str | None = None
     last_step_size: float | None = None
+    grid: str | None = None
+    order: int | None = None
     rtol: float | None = None
     atol: float | None = None
     guidance_channels: str = "all"
@@ -95,8 +101,8 @@ class DrawOptions:
             if not taken(sampler, **{name: value}):
                 raise ValueError(f"{name}={value} has no effect: the sampler {sampler} takes none; leave it out.")
             SOLVER_OPTIONS[name](name, value)
-        if taken(sampler, last_step=None):
-            check_integer(f"num_steps of the sampler {sampler}", num_steps, 2, 1000)
+        least = given.get("order", LEAST_STEPS.get(sampler, 1))
+        check_integer(f"num_steps of the sampler {sampler}", num_steps, least, 1000)
         return tuple(sorted(given.items()))
 
     def check_indices(self, count):

@@ -5,12 +5,14 @@ import argparse
 from fcdm_keras.arguments import SIDE, integer, listed, number, word
 from fcdm_keras.data.classes import parse_classes
 from fcdm_keras.options import add_device_flags, add_overwrite_flag
-from fcdm_keras.recipes import DIFFUSION_FORMS, LAST_STEP_SIZE, LAST_STEPS, SAMPLERS, TOLERANCE
+from fcdm_keras.recipes import DIFFUSION_FORMS, GRIDS, LAST_STEP_SIZE, LAST_STEPS, MULTISTEP, SAMPLERS, TOLERANCE
 
 SOLVER_FLAGS = {  # samplers, and the flags that they alone take
     ("ddim",): ("eta",),
     ("euler_maruyama", "stochastic_heun"): ("diffusion_form", "last_step", "last_step_size"),
     ("ode_dopri5",): ("rtol", "atol"),
+    MULTISTEP: ("grid",),
+    ("unipc",): ("order",),
 }
 LABEL_ORDERS = ("balanced", "random")
 
@@ -55,6 +57,8 @@ def add_sampling_flags(parser, cfg_scale=1.5):
     parser.add_argument("--diffusion-form", choices=DIFFUSION_FORMS, help=text)
     parser.add_argument("--last-step", choices=LAST_STEPS, help="their last step, without noise (default mean)")
     parser.add_argument("--last-step-size", type=number(*LAST_STEP_SIZE), help="its size (default 0.04)")
+    parser.add_argument("--grid", choices=GRIDS, help="times of the multistep solvers (default uniform)")
+    parser.add_argument("--order", type=integer(1, 3), help="order of unipc's predictor (default 2)")
     for name, kind in (("--rtol", "relative"), ("--atol", "absolute")):
         parser.add_argument(name, type=number(*TOLERANCE), help=f"{kind} error of a step of ode_dopri5 (default 1e-3)")
     parser.add_argument(
