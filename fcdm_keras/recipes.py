@@ -3,7 +3,21 @@
 import dataclasses
 
 from fcdm_keras import options
-from fcdm_keras.arguments import COUNTED, LARGEST, SIDE
+from fcdm_keras.arguments import (
+    COUNTED,
+    COUNTERPARTS,
+    FLOW_PATHS,
+    FLOW_PREDICTIONS,
+    FLOW_SETTINGS,
+    FLOW_TIMES,
+    FLOW_WEIGHTINGS,
+    LARGEST,
+    LEAST_STEPS,
+    OBJECTIVES,
+    SAMPLERS,
+    SIDE,
+    check_sampler,
+)
 from fcdm_keras.options import (
     REQUIRED,
     above,
@@ -16,17 +30,6 @@ from fcdm_keras.options import (
     setting,
     share,
 )
-
-
-def check_sampler(sampler, objective):
-    """Raises ValueError for a sampler of another objective; those that are not in `SAMPLERS` are for any."""
-    fitting = SAMPLERS.get(sampler, (objective,))
-    if objective in OBJECTIVES and objective not in fitting:
-        own = ", ".join(name for name, objectives in SAMPLERS.items() if objective in objectives)
-        raise ValueError(
-            f"The sampler {sampler} draws from networks of the objective {' or '.join(fitting)}, and this one's is "
-            f"{objective}: take one of {own}."
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,33 +53,6 @@ MODEL_SIZES = {
     "XL": ModelSize(512, (3, 6, 12, 6, 3), 698_754_056, 64.6, 257.7),
 }
 # fmt: on
-# The names in `fcdm_keras.diffusion.samplers.SAMPLERS`, and the objectives that each is for.
-SAMPLERS = {
-    "ddpm": ("iddpm",),
-    "ddim": ("iddpm",),
-    "euler_maruyama": ("flow",),
-    "stochastic_heun": ("flow",),
-    "ode_euler": ("flow",),
-    "ode_heun": ("flow",),
-    "ode_dopri5": ("flow",),
-    "dpmpp_2m": ("iddpm", "flow"),
-    "dpmpp_2m_sde": ("iddpm", "flow"),
-    "unipc": ("iddpm", "flow"),
-}
-MULTISTEP = ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
-LEAST_STEPS = {"euler_maruyama": 2, "stochastic_heun": 2, **dict.fromkeys(MULTISTEP, 2)}  # of others, 1
-OBJECTIVES = ("iddpm", "flow")  # names in `fcdm_keras.diffusion.objectives.OBJECTIVES`
-COUNTERPARTS = {"ddpm": "euler_maruyama", "ddim": "ode_euler"}  # what draws a flow where a recipe has an iDDPM's
-FLOW_PATHS = ("linear", "gvp", "vp")
-FLOW_PREDICTIONS = ("velocity", "noise", "score")
-FLOW_WEIGHTINGS = ("none", "velocity", "likelihood")
-FLOW_SETTINGS = ("flow_path", "flow_prediction", "flow_weighting", "flow_times")
-FLOW_TIMES = ("uniform", "logit_normal")
-DIFFUSION_FORMS = ("sigma", "linear", "decreasing", "increasing_decreasing", "constant", "sbdm")
-GRIDS = ("uniform", "quadratic", "karras", "logsnr")
-LAST_STEPS = ("mean", "tweedie", "euler")
-LAST_STEP_SIZE = (1e-3, 0.999)  # bounds
-TOLERANCE = (1e-7, 1.0)  # bounds
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SEED_CHECKS = (at_least(0), below(2**64, "2**64"))
 STEPS = (at_least(1), below(10**9, "10**9: checkpoints have nine digits in their names"))
@@ -169,7 +145,7 @@ class TrainConfig:
     keep_every: int = changeable(
         100_000, "checkpoints at multiples of this many steps are kept for good; 0 is none", at_least(0)
     )
-    sampler: str = changeable("ddpm", "what draws samples: " + ", ".join(SAMPLERS), choices=SAMPLERS)
+    sampler: str = changeable("ddpm", "ddpm or ddim (for iddpm), those of flows, or those of both", choices=SAMPLERS)
     num_sampling_steps: int = changeable(250, "sampling steps, 1 to 1000", between(1, 1000))
     cfg_scale: float = changeable(1.5, "guidance scale on all channels; 1 is none", at_least(0), IN_FLOAT32)
     results_dir: str = changeable("runs", "folder of run folders; the run is in RESULTS_DIR/RECIPE", filled())

@@ -6,10 +6,10 @@ from conftest import GOLDEN
 from helpers import in_one_graph, nhwc, relative_error, to_numpy
 from keras import ops
 
+from fcdm_keras.arguments import FLOW_PATHS, FLOW_PREDICTIONS
 from fcdm_keras.diffusion import FlowMatching, GaussianDiffusion, randomness, samplers
 from fcdm_keras.diffusion.objectives import IDDPM, as_objective, described
 from fcdm_keras.network.reference import load_torch_checkpoint
-from fcdm_keras.recipes import FLOW_PATHS, FLOW_PREDICTIONS
 
 pytestmark = pytest.mark.quick
 PATHS = {"Linear": "linear", "GVP": "gvp", "VP": "vp"}

@@ -14,9 +14,9 @@ The paths are in `fcdm_keras.diffusion.paths`.
 import numpy as np
 from keras import ops
 
+from fcdm_keras.arguments import FLOW_PATHS, FLOW_PREDICTIONS, FLOW_TIMES, FLOW_WEIGHTINGS
 from fcdm_keras.diffusion import randomness
 from fcdm_keras.diffusion.paths import PATHS, Interpolant, per_sample
-from fcdm_keras.recipes import FLOW_PATHS, FLOW_PREDICTIONS, FLOW_TIMES, FLOW_WEIGHTINGS
 
 NEAR = 1e-3  # how close to an end a time may come at which a conversion divides by zero
 

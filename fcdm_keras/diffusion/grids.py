@@ -10,8 +10,7 @@ The last step, to data itself, comes from the last of these times; of the two la
 
 import numpy as np
 
-from fcdm_keras.arguments import check_integer
-from fcdm_keras.recipes import GRIDS
+from fcdm_keras.arguments import GRIDS, check_integer
 
 LARGEST_LOG_SNR = 4.6  # where noise is 1 % of the data: iDDPM's first timestep
 _RHO = 7.0

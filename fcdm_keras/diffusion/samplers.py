@@ -73,13 +73,17 @@ def ddim(predict, noise, diffusion, step_noise=None, *, eta=0.0, clip_denoised=F
     return _descend(step, noise, diffusion)
 
 
+def _fixed(method):
+    return lambda predict, noise, objective, num_steps: ode(predict, noise, objective, num_steps, method)
+
+
 SAMPLERS = {  # a new one is a function with the first three arguments of these, and a line here
     "ddpm": ddpm,
     "ddim": ddim,
     "euler_maruyama": euler_maruyama,
     "stochastic_heun": stochastic_heun,
-    "ode_euler": functools.partial(ode, method="euler"),
-    "ode_heun": functools.partial(ode, method="heun"),
+    "ode_euler": _fixed("euler"),
+    "ode_heun": _fixed("heun"),
     "ode_dopri5": functools.partial(ode, method="dopri5"),
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,

@@ -15,9 +15,8 @@ import math
 import numpy as np
 from keras import ops
 
-from fcdm_keras.arguments import check_integer, check_number
+from fcdm_keras.arguments import DIFFUSION_FORMS, LAST_STEPS, check_integer, check_number
 from fcdm_keras.diffusion import randomness
-from fcdm_keras.recipes import DIFFUSION_FORMS, LAST_STEPS
 
 _FORMS = {
     "constant": lambda objective, times: ops.ones_like(times),

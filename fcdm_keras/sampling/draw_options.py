@@ -4,11 +4,20 @@ import dataclasses
 from typing import Any
 
 from fcdm_keras import backend
-from fcdm_keras.arguments import check_integer, check_number
+from fcdm_keras.arguments import (
+    DIFFUSION_FORMS,
+    GRIDS,
+    LAST_STEP_SIZE,
+    LAST_STEPS,
+    LEAST_STEPS,
+    TOLERANCE,
+    check_integer,
+    check_number,
+    check_sampler,
+)
 from fcdm_keras.diffusion import guidance
 from fcdm_keras.diffusion.samplers import SAMPLERS, taken
 from fcdm_keras.machine import memory
-from fcdm_keras.recipes import DIFFUSION_FORMS, GRIDS, LAST_STEP_SIZE, LAST_STEPS, LEAST_STEPS, TOLERANCE, check_sampler
 
 
 def _one_of(allowed):

@@ -2,10 +2,22 @@
 
 import argparse
 
-from fcdm_keras.arguments import SIDE, integer, listed, number, word
+from fcdm_keras.arguments import (
+    DIFFUSION_FORMS,
+    GRIDS,
+    LAST_STEP_SIZE,
+    LAST_STEPS,
+    MULTISTEP,
+    SAMPLERS,
+    SIDE,
+    TOLERANCE,
+    integer,
+    listed,
+    number,
+    word,
+)
 from fcdm_keras.data.classes import parse_classes
 from fcdm_keras.options import add_device_flags, add_overwrite_flag
-from fcdm_keras.recipes import DIFFUSION_FORMS, GRIDS, LAST_STEP_SIZE, LAST_STEPS, MULTISTEP, SAMPLERS, TOLERANCE
 
 SOLVER_FLAGS = {  # samplers, and the flags that they alone take
     ("ddim",): ("eta",),
