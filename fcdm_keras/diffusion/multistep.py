@@ -159,7 +159,7 @@ def _reader(predict, objective, clip_denoised):
 
 def _march(read, noise, times, tables, draw=None):
     """Steps through a table of weights, in one loop that compiles to one loop."""
-    x = ops.cast(noise, "float32")
+    x, steps = ops.cast(noise, "float32"), len(times)
     times = ops.convert_to_tensor(times, "float32")
     tables = {name: ops.convert_to_tensor(table, "float32") for name, table in tables.items()}
     order = tables["weights"].shape[1]
@@ -182,4 +182,4 @@ def _march(read, noise, times, tables, draw=None):
         return after, x, known
 
     known = ops.repeat(ops.zeros_like(x)[None], order, axis=0)
-    return ops.fori_loop(0, len(times), lambda k, state: step(k, *state), (x, x, known))[0]
+    return ops.fori_loop(0, steps, lambda k, state: step(k, *state), (x, x, known))[0]
