@@ -19,6 +19,34 @@ LARGEST = float.fromhex("0x1.fffffep127")  # of float32
 _SHOWN = 60  # characters of what was received
 _NAME, _PATH = 255, 4095  # bytes of a file's name and of a path on Linux
 
+# The names in `fcdm_keras.diffusion.samplers.SAMPLERS`, and the objectives that each is for.
+SAMPLERS = {
+    "ddpm": ("iddpm",),
+    "ddim": ("iddpm",),
+    "euler_maruyama": ("flow",),
+    "stochastic_heun": ("flow",),
+    "ode_euler": ("flow",),
+    "ode_heun": ("flow",),
+    "ode_dopri5": ("flow",),
+    "dpmpp_2m": ("iddpm", "flow"),
+    "dpmpp_2m_sde": ("iddpm", "flow"),
+    "unipc": ("iddpm", "flow"),
+}
+MULTISTEP = ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
+LEAST_STEPS = {"euler_maruyama": 2, "stochastic_heun": 2, **dict.fromkeys(MULTISTEP, 2)}  # of others, 1
+OBJECTIVES = ("iddpm", "flow")  # names in `fcdm_keras.diffusion.objectives.OBJECTIVES`
+COUNTERPARTS = {"ddpm": "euler_maruyama", "ddim": "ode_euler"}  # what draws a flow where a recipe has an iDDPM's
+FLOW_PATHS = ("linear", "gvp", "vp")
+FLOW_PREDICTIONS = ("velocity", "noise", "score")
+FLOW_WEIGHTINGS = ("none", "velocity", "likelihood")
+FLOW_SETTINGS = ("flow_path", "flow_prediction", "flow_weighting", "flow_times")
+FLOW_TIMES = ("uniform", "logit_normal")
+DIFFUSION_FORMS = ("sigma", "linear", "decreasing", "increasing_decreasing", "constant", "sbdm")
+GRIDS = ("uniform", "quadratic", "karras", "logsnr")
+LAST_STEPS = ("mean", "tweedie", "euler")
+LAST_STEP_SIZE = (1e-3, 0.999)  # bounds
+TOLERANCE = (1e-7, 1.0)  # bounds
+
 
 class Parser(argparse.ArgumentParser):
     """Ends the program with one short sentence."""
@@ -181,3 +209,14 @@ def _within(value, lowest, highest, text):
         bound = bound or f"lie in [{lowest}, {highest}]"
         raise argparse.ArgumentTypeError(f"must {bound}. Received: {shown(text)}")
     return value
+
+
+def check_sampler(sampler, objective):
+    """Raises ValueError for a sampler of another objective; those that are not in `SAMPLERS` are for any."""
+    fitting = SAMPLERS.get(sampler, (objective,))
+    if objective in OBJECTIVES and objective not in fitting:
+        own = ", ".join(name for name, objectives in SAMPLERS.items() if objective in objectives)
+        raise ValueError(
+            f"The sampler {sampler} draws from networks of the objective {' or '.join(fitting)}, and this one's is "
+            f"{objective}: take one of {own}."
+        )

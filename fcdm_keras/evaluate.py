@@ -19,11 +19,12 @@ from fcdm_keras.arguments import given, integer, listed, shown, word
 from fcdm_keras.evaluation import TITLES, is_model
 from fcdm_keras.options import add_device_flags, add_overwrite_flag, check_used, command_parser, flag, reported
 from fcdm_keras.runs.outputs import check_file
-from fcdm_keras.sampling.flags import add_request_flags, check_request_flags
+from fcdm_keras.sampling.flags import SOLVER_FLAGS, add_request_flags, check_request_flags
 
 # Options that say how a model draws; --batch-size is also that of a latent store's images, which are decoded.
 GUIDANCE = ["cfg_scale", "cfg_channels"]
-DRAWING = ["classes", "label_order", "num_sampling_steps", "sampler", "eta", *GUIDANCE, "image_size", "seed"]
+SOLVERS = ["num_sampling_steps", "sampler", *(name for names in SOLVER_FLAGS.values() for name in names)]
+DRAWING = ["classes", "label_order", *SOLVERS, *GUIDANCE, "image_size", "seed"]
 
 
 def parse(arguments=None):

@@ -165,7 +165,8 @@ def add_recipe_flags(parser, recipes, default):
 def from_recipe(options, recipes):
     """The recipe named by parsed flags with the values that were given. Raises ValueError if they make no run."""
     recipe = recipes[options.recipe]
-    settings = dataclasses.replace(recipe, **given(options, type(recipe)))
+    asked = given(options, type(recipe))
+    settings = dataclasses.replace(recipe, **asked).completed(asked)
     settings.check()
     return settings
 

@@ -3,7 +3,21 @@
 import dataclasses
 
 from fcdm_keras import options
-from fcdm_keras.arguments import COUNTED, LARGEST, SIDE
+from fcdm_keras.arguments import (
+    COUNTED,
+    COUNTERPARTS,
+    FLOW_PATHS,
+    FLOW_PREDICTIONS,
+    FLOW_SETTINGS,
+    FLOW_TIMES,
+    FLOW_WEIGHTINGS,
+    LARGEST,
+    LEAST_STEPS,
+    OBJECTIVES,
+    SAMPLERS,
+    SIDE,
+    check_sampler,
+)
 from fcdm_keras.options import (
     REQUIRED,
     above,
@@ -39,7 +53,6 @@ MODEL_SIZES = {
     "XL": ModelSize(512, (3, 6, 12, 6, 3), 698_754_056, 64.6, 257.7),
 }
 # fmt: on
-SAMPLERS = ("ddpm", "ddim")  # the names in `fcdm_keras.diffusion.samplers.SAMPLERS`
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SEED_CHECKS = (at_least(0), below(2**64, "2**64"))
 STEPS = (at_least(1), below(10**9, "10**9: checkpoints have nine digits in their names"))
@@ -85,6 +98,15 @@ class TrainConfig:
         "train adapters of this rank and the conditioning, the rest as in --init-from; 0 trains all",
         between(0, SIDE),
     )
+    objective: str = setting("iddpm", "what is learnt: iddpm (noise and variance), or flow", choices=OBJECTIVES)
+    flow_path: str = setting("linear", "flow: path from noise to data: linear, gvp or vp", choices=FLOW_PATHS)
+    flow_prediction: str = setting(
+        "velocity", "flow: what the network predicts: velocity, noise or score", choices=FLOW_PREDICTIONS
+    )
+    flow_weighting: str = setting(
+        "none", "flow: weight of the losses of noise and score: none, velocity or likelihood", choices=FLOW_WEIGHTINGS
+    )
+    flow_times: str = setting("uniform", "flow: how training draws times: uniform or logit_normal", choices=FLOW_TIMES)
     global_batch_size: int = setting(
         256, "images per optimizer step, over all devices and micro-batches", between(1, COUNTED)
     )
@@ -123,10 +145,16 @@ class TrainConfig:
     keep_every: int = changeable(
         100_000, "checkpoints at multiples of this many steps are kept for good; 0 is none", at_least(0)
     )
-    sampler: str = changeable("ddpm", "ddpm or ddim", choices=SAMPLERS)
+    sampler: str = changeable("ddpm", "ddpm or ddim (for iddpm), those of flows, or those of both", choices=SAMPLERS)
     num_sampling_steps: int = changeable(250, "sampling steps, 1 to 1000", between(1, 1000))
     cfg_scale: float = changeable(1.5, "guidance scale on all channels; 1 is none", at_least(0), IN_FLOAT32)
     results_dir: str = changeable("runs", "folder of run folders; the run is in RESULTS_DIR/RECIPE", filled())
+
+    def completed(self, given):
+        """The settings with the sampler of the objective, where `given`, names of settings, has none."""
+        fits = self.objective in SAMPLERS.get(self.sampler, (self.objective,))
+        other = COUNTERPARTS.get(self.sampler, self.sampler)
+        return self if fits or "sampler" in given else dataclasses.replace(self, sampler=other)
 
     def check(self):
         """Raises ValueError, in one sentence, for values that cannot be trained with."""
@@ -135,6 +163,18 @@ class TrainConfig:
             raise ValueError(
                 f"global_batch_size must be divisible by accumulation_steps={self.accumulation_steps}. "
                 f"Received: {self.global_batch_size}"
+            )
+        check_sampler(self.sampler, self.objective)
+        if self.num_sampling_steps < LEAST_STEPS.get(self.sampler, 1):
+            raise ValueError(f"The sampler {self.sampler} takes 2 steps or more. Received: {self.num_sampling_steps}")
+        for name in FLOW_SETTINGS:
+            if self.objective != "flow" and getattr(self, name) != getattr(TrainConfig, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no effect: the objective is {self.objective}; leave it out."
+                )
+        if self.flow_prediction == "velocity" and self.flow_weighting != "none":
+            raise ValueError(
+                f"flow_weighting={self.flow_weighting} has no effect: velocities are not weighted; leave it out."
             )
         if self.lora_rank and not self.init_from:
             raise ValueError(f"lora_rank={self.lora_rank} needs init_from, the weights that it adapts. Received: none")
@@ -203,8 +243,9 @@ class VAEConfig:
             raise ValueError(f"resize must be at least image_size={self.image_size}. Received: {self.resize}")
 
 
-def _imagenet(image_size, model, steps):
-    name = f"imagenet{image_size}-{model.lower()}"
+def _imagenet(image_size, model, steps, flow=False):
+    name = f"imagenet{image_size}-{model.lower()}" + "-flow" * flow
+    own = {"objective": "flow", "sampler": "euler_maruyama"} if flow else {}
     return TrainConfig(
         recipe=name,
         dataset="imagenet2012",
@@ -213,6 +254,7 @@ def _imagenet(image_size, model, steps):
         num_classes=1000,
         steps=steps,
         data_workers=4,
+        **own,
     )
 
 
@@ -267,5 +309,7 @@ RECIPES = {
         _imagenet(256, "L", 400_000),
         _imagenet(256, "XL", 2_000_000),
         _imagenet(512, "XL", 1_000_000),
+        # Table 9 and appendix E. Scores: not yet reproduced.
+        *(_imagenet(256, model, 400_000, flow=True) for model in ("S", "B", "L", "XL")),
     )
 }

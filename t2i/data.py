@@ -62,6 +62,7 @@ class TextData(ClassData):
             backbone,
             self.autoencoder,
             image_size=config.image_size,
+            objective=build.build_objective(config),
             text_encoder=self.encoder or self.text["settings"],
             text_identity=self.text["identity"],
         )

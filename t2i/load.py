@@ -84,6 +84,7 @@ def unfinished_parts(folder, autoencoder=None):
         "backbone": backbone,
         "autoencoder": autoencoder or stored_autoencoder(config, folder),
         "image_size": config.image_size,
+        "objective": build.build_objective(config),
         "text_encoder": text["settings"],
         "text_identity": text["identity"],
     }

@@ -20,7 +20,7 @@ class TextToImage(ImageTask):
 
     Args:
         backbone: an `FCDMBackbone` with `TextConditioning`.
-        autoencoder, image_size: as in `ImageTask`.
+        autoencoder, image_size: as in `ImageTask`; so is `objective`.
         text_encoder: an `OpenCLIPTextEncoder`, or a dict of its arguments.
         text_identity: `identity()` of the encoder that the model was trained with; default the given encoder's.
 
@@ -94,7 +94,7 @@ class TextToImage(ImageTask):
         guidance_scale=4.0,
         negative_prompts=None,
         seed=None,
-        sampler="ddpm",
+        sampler=None,
         **options,
     ):
         """Draws one image per prompt.

@@ -107,6 +107,23 @@ def normal(keys, shape):
     return ops.reshape(values[:, :count], (-1, *shape))
 
 
+def step_noise(given, noise, seed, indices):
+    """`draw(k)`: the noise of a sampler's step k, given or drawn from (seed, k, image index).
+
+    Args:
+        given: `(steps, B, H, W, C)` in the order used, or `None`.
+        noise: the noise that sampling starts from, `(B, H, W, C)`.
+        seed: words of `seed_words`.
+        indices: int `(B,)`, the images' indices; default 0 … B − 1.
+    """
+    shape = tuple(noise.shape)
+    if given is not None:
+        given = ops.convert_to_tensor(given, "float32")
+        return lambda k: ops.take(given, k, axis=0)
+    indices = ops.arange(ops.shape(noise)[0]) if indices is None else indices
+    return lambda k: normal(sample_keys(seed, STEP_NOISE, k, indices), shape[1:])
+
+
 def _words(keys, count):
     """Two `(B, count)` tensors of random words."""
     return threefry((keys[0][:, None], keys[1][:, None]), (ops.arange(count)[None, :], 0))

@@ -1,9 +1,11 @@
-"""Samplers: from noise to latents, each one function that knows the network only as `predict(x_t, timesteps)`.
+"""Samplers: from noise to latents, each one function that knows the network only as `predict(x_t, times)`.
 
-`predict` gets x_t `(B, H, W, C)` and the *original* timesteps, int32 `(B,)`, and returns `(B, H, W, 2C)`: noise and v.
-Time runs from T − 1 down to 0.
+Those here take a `GaussianDiffusion`: `predict` gets x_t `(B, H, W, C)` and the *original* timesteps, int32 `(B,)`, and
+returns `(B, H, W, 2C)`: noise and v. Time runs from T − 1 down to 0. Those of `stochastic`, `ode` and `multistep`
+take an objective and `num_steps`; their times are the objective's. `SAMPLERS` names all.
 """
 
+import functools
 import inspect
 
 from keras import ops
@@ -11,6 +13,9 @@ from keras import ops
 from fcdm_keras.arguments import check_number
 from fcdm_keras.diffusion import randomness
 from fcdm_keras.diffusion.gaussian import gather
+from fcdm_keras.diffusion.multistep import dpmpp_2m, dpmpp_2m_sde, unipc
+from fcdm_keras.diffusion.ode import ode
+from fcdm_keras.diffusion.stochastic import euler_maruyama, stochastic_heun
 
 
 def ddpm(predict, noise, diffusion, step_noise=None, *, clip_denoised=False, seed=(0, 0), indices=None):
@@ -28,7 +33,7 @@ def ddpm(predict, noise, diffusion, step_noise=None, *, clip_denoised=False, see
     Returns:
         x_0, float32 `(B, H, W, C)`.
     """
-    draw = _step_noise(step_noise, noise, seed, indices)
+    draw = randomness.step_noise(step_noise, noise, seed, indices)
 
     def step(x_t, timesteps, k):
         output = predict(x_t, original_timesteps(diffusion, timesteps))
@@ -53,7 +58,7 @@ def ddim(predict, noise, diffusion, step_noise=None, *, eta=0.0, clip_denoised=F
         ValueError: for an η outside of [0, 1], where the noise would be of no variance.
     """
     eta = check_number("eta", eta, 0, 1)
-    draw = _step_noise(step_noise, noise, seed, indices) if eta else None
+    draw = randomness.step_noise(step_noise, noise, seed, indices) if eta else None
 
     def step(x_t, timesteps, k):
         output = predict(x_t, original_timesteps(diffusion, timesteps))
@@ -68,7 +73,22 @@ def ddim(predict, noise, diffusion, step_noise=None, *, eta=0.0, clip_denoised=F
     return _descend(step, noise, diffusion)
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim}  # a new one is a function with these first three arguments, and a line here
+def _fixed(method):
+    return lambda predict, noise, objective, num_steps: ode(predict, noise, objective, num_steps, method)
+
+
+SAMPLERS = {  # a new one is a function with the first three arguments of these, and a line here
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "euler_maruyama": euler_maruyama,
+    "stochastic_heun": stochastic_heun,
+    "ode_euler": _fixed("euler"),
+    "ode_heun": _fixed("heun"),
+    "ode_dopri5": functools.partial(ode, method="dopri5"),
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "unipc": unipc,
+}
 
 
 def taken(sampler, **options):
@@ -92,17 +112,3 @@ def _descend(step, noise, diffusion):
         return step(x_t, timesteps, k)
 
     return ops.fori_loop(0, steps, body, ops.cast(noise, "float32"))
-
-
-def _step_noise(step_noise, noise, seed, indices):
-    """`draw(k)`: the noise of step k, given or drawn from (seed, k, image index)."""
-    shape = tuple(noise.shape)
-    if step_noise is not None:
-        step_noise = ops.convert_to_tensor(step_noise, "float32")
-        return lambda k: ops.take(step_noise, k, axis=0)
-    indices = ops.arange(ops.shape(noise)[0]) if indices is None else indices
-
-    def draw(k):
-        return randomness.normal(randomness.sample_keys(seed, randomness.STEP_NOISE, k, indices), shape[1:])
-
-    return draw

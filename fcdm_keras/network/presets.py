@@ -80,7 +80,7 @@ class _Task(msgspec.Struct):
     backbone: _Object
     autoencoder: _Object | None = None
     image_size: Size | Annotated[tuple[Size, ...], Meta(min_length=2, max_length=2)] = 1  # a pair crashes msgspec 0.22
-    objective: str = ""
+    objective: str | dict[str, Any] = ""
     class_names: tuple[str, ...] | None = None
 
 

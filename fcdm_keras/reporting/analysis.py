@@ -206,6 +206,8 @@ def curves(options):
     keywords = {"seed": options.seed, "batch_size": options.batch_size}
     for source in options.sources:
         task = load_task(source)
+        if task.objective != "iddpm":
+            raise ValueError(f"{shown(source)} was trained on the objective {task.objective}; analyses are of iddpm's.")
         samples = load_samples(source, task, options)
         if options.analysis == "spectrum":
             bar = tqdm(timesteps, desc=source, unit="timestep", mininterval=0.2 if os.isatty(2) else 15)

@@ -13,7 +13,7 @@ from fcdm_keras.recipes import MODEL_SIZES, TrainConfig
 from fcdm_keras.reporting.paper import TABLES
 from fcdm_keras.runs.folder import stored_config
 from fcdm_keras.runs.history import HISTORY, read_history
-from fcdm_keras.training.callbacks import FIELDS, read_csv
+from fcdm_keras.training.callbacks import read_csv
 
 SCORES = ("fid", "sfid", "inception_score", "precision", "recall")
 HEADINGS = (
@@ -82,7 +82,13 @@ def read_run(folder):
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} is no run folder: it holds no config.json. Give folders such as runs/digits.")
     log = folder / "log.csv"
-    run = Run(folder, stored_config(folder, others=True), read_csv(log, FIELDS) if log.exists() else [], {}, {})
+    run = Run(
+        folder,
+        stored_config(folder, others=True),
+        read_csv(log, ("step", "loss", "images_per_second")) if log.exists() else [],
+        {},
+        {},
+    )
     for file in sorted(folder.glob("*.json")):
         content = read_json(file, Any, _CURE)
         if file.name == "scores.json":

@@ -7,6 +7,8 @@ from keras import ops
 
 from fcdm_keras import backend, distribution
 from fcdm_keras.autoencoders import Identity
+from fcdm_keras.diffusion.flow import FlowMatching
+from fcdm_keras.diffusion.objectives import as_objective
 from fcdm_keras.files import replace_folder
 from fcdm_keras.network import adapters
 from fcdm_keras.network.backbones import BACKBONES
@@ -27,11 +29,20 @@ def build_backbone(config, conditioning=None):
         size.depths,
         num_classes=config.num_classes,
         in_channels=config.latent_channels,
+        out_channels=build_objective(config).out_channels(config.latent_channels),
         conditioning=conditioning,
         dtype=config.precision,
     )
     backbone.gradient_checkpointing = config.gradient_checkpointing
     return backbone
+
+
+def build_objective(config):
+    """The objective that `config` names."""
+    if config.objective != "flow":
+        return as_objective(config.objective)
+    weighting = None if config.flow_weighting == "none" else config.flow_weighting
+    return FlowMatching(config.flow_path, config.flow_prediction, weighting, times=config.flow_times)
 
 
 def build_trainer(config, backbone=None):
@@ -42,6 +53,7 @@ def build_trainer(config, backbone=None):
         backbone.conditioning.trainable = True  # new classes need it
     trainer = DiffusionTrainer(
         backbone,
+        objective=build_objective(config),
         ema_decay=config.ema_decay,
         ema_warmup=config.ema_warmup,
         label_dropout=config.label_dropout,
@@ -104,7 +116,8 @@ def _without(backbone, conditioning):
 def build_task(config, backbone, autoencoder=None, class_names=None):
     """The task that samples from `backbone` in a run of `config`; without autoencoder, images are the latents."""
     autoencoder = autoencoder or Identity(backbone.in_channels)
-    return ClassToImage(backbone, autoencoder, image_size=config.image_size, class_names=class_names)
+    objective = build_objective(config)
+    return ClassToImage(backbone, autoencoder, config.image_size, objective, class_names=class_names)
 
 
 def export_preset(trainer, folder, build_task):

@@ -16,6 +16,7 @@ from fcdm_keras.runs.datasets import dataset_of
 from fcdm_keras.runs.history import describe, read_history, settle
 from fcdm_keras.runs.owned import OwnedCheckpoints
 from fcdm_keras.training import callbacks
+from fcdm_keras.training.logs import fields_of
 from fcdm_keras.training.plots import plot_losses
 from fcdm_keras.training.pulse import Pulse
 
@@ -81,7 +82,7 @@ def _fit(config, folder, data, trainer, task, manager, start):
         (folder / run_folder.ADAPTERS).unlink(missing_ok=True)
         until = loop.logged_until(manager, start)
         progress, tensorboard = [callbacks.Progress(config.steps)], _tensorboard(folder, until)
-        writers = [callbacks.CSVWriter(folder / run_folder.LOG, until), tensorboard, *progress]
+        writers = [callbacks.CSVWriter(folder / run_folder.LOG, until, fields_of(trainer)), tensorboard, *progress]
         for row in _scored(folder):
             if until < row["step"] <= start:  # hidden with the log's row, and not drawn again
                 tensorboard(row, "scores")

@@ -2,11 +2,30 @@
 
 import argparse
 
-from fcdm_keras.arguments import SIDE, integer, listed, number, word
+from fcdm_keras.arguments import (
+    DIFFUSION_FORMS,
+    GRIDS,
+    LAST_STEP_SIZE,
+    LAST_STEPS,
+    MULTISTEP,
+    SAMPLERS,
+    SIDE,
+    TOLERANCE,
+    integer,
+    listed,
+    number,
+    word,
+)
 from fcdm_keras.data.classes import parse_classes
 from fcdm_keras.options import add_device_flags, add_overwrite_flag
-from fcdm_keras.recipes import SAMPLERS
 
+SOLVER_FLAGS = {  # samplers, and the flags that they alone take
+    ("ddim",): ("eta",),
+    ("euler_maruyama", "stochastic_heun"): ("diffusion_form", "last_step", "last_step_size"),
+    ("ode_dopri5",): ("rtol", "atol"),
+    MULTISTEP: ("grid",),
+    ("unipc",): ("order",),
+}
 LABEL_ORDERS = ("balanced", "random")
 
 __all__ = [
@@ -42,8 +61,18 @@ def add_sampling_flags(parser, cfg_scale=1.5):
     """Adds those of these flags that any kind of condition has."""
     steps = {"type": integer(1, 1000), "default": 250}
     parser.add_argument("--num-sampling-steps", **steps, help="sampling steps, 1 to 1000 (default 250)")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="sampler (default ddpm)")
+    parser.add_argument(
+        "--sampler", choices=SAMPLERS, help="sampler (default the objective's: ddpm, or euler_maruyama of flows)"
+    )
     parser.add_argument("--eta", type=number(0, 1), help="noise of ddim, 0 to 1 (default 0)")
+    text = "w(t) of euler_maruyama and stochastic_heun (default sigma)"
+    parser.add_argument("--diffusion-form", choices=DIFFUSION_FORMS, help=text)
+    parser.add_argument("--last-step", choices=LAST_STEPS, help="their last step, without noise (default mean)")
+    parser.add_argument("--last-step-size", type=number(*LAST_STEP_SIZE), help="its size (default 0.04)")
+    parser.add_argument("--grid", choices=GRIDS, help="times of the multistep solvers (default uniform)")
+    parser.add_argument("--order", type=integer(1, 3), help="order of unipc's predictor (default 2)")
+    for name, kind in (("--rtol", "relative"), ("--atol", "absolute")):
+        parser.add_argument(name, type=number(*TOLERANCE), help=f"{kind} error of a step of ode_dopri5 (default 1e-3)")
     parser.add_argument(
         "--cfg-scale", type=number(0), default=cfg_scale, help=f"guidance scale, 1 is none (default {cfg_scale})"
     )
@@ -69,8 +98,13 @@ def add_output_flags(parser):
 
 def check_request_flags(parser, options):
     """Ends the program for options without effect, and for images that would not be written."""
-    if options.eta is not None and options.sampler != "ddim":
-        parser.error(f"--eta has no effect: the sampler {options.sampler} takes none, ddim does; leave it out.")
+    for samplers, names in SOLVER_FLAGS.items():
+        for name in names:
+            if getattr(options, name) is not None and options.sampler not in samplers:
+                parser.error(
+                    f"--{name.replace('_', '-')} has no effect: the sampler {options.sampler or 'ddpm'} takes none, "
+                    f"{' or '.join(samplers)} does; leave it out."
+                )
     if options.cfg_scale == 1 and options.cfg_channels != "all":
         parser.error("--cfg-channels has no effect: --cfg-scale is 1, which is no guidance; leave it out.")
     if not getattr(options, "png", True) and not options.npz:

@@ -13,6 +13,7 @@ from fcdm_keras.diffusion import randomness
 from fcdm_keras.machine import memory
 from fcdm_keras.sampling.draw_options import check_memory
 from fcdm_keras.sampling.finite import check_weights
+from fcdm_keras.sampling.flags import SOLVER_FLAGS
 from fcdm_keras.sampling.writers import grid
 
 
@@ -29,6 +30,10 @@ def draw_labels(order, classes, count, seed):
         return np.resize(np.asarray(classes, np.int32), count)
     keys = randomness.sample_keys(randomness.seed_words(seed), randomness.LABELS, 0, ops.arange(count, dtype="int32"))
     return np.asarray(classes, np.int32)[ops.convert_to_numpy(randomness.integers(keys, len(classes)))]
+
+
+# Of some samplers; stored where they were given, so that folders of earlier versions go on.
+OWN_OPTIONS = [name for names in SOLVER_FLAGS.values() for name in names if name != "eta"]
 
 
 class Request:
@@ -58,11 +63,12 @@ class Request:
             "num_steps": options.num_sampling_steps,
             "guidance_scale": options.cfg_scale,
             "seed": options.seed,
-            "sampler": options.sampler,
+            "sampler": options.sampler or task.sampler,
             "eta": options.eta or 0.0,
             "guidance_channels": options.cfg_channels,
             "batch_size": self._batch_size,
             "image_size": options.image_size,
+            **{name: value for name in OWN_OPTIONS if (value := getattr(options, name)) is not None},
         }
         sides = (options.image_size,) * 2 if options.image_size else task.image_size
         check_memory(task, self._batch_size, self._batch_size, sides)  # images are written batch by batch

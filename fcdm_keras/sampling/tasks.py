@@ -8,18 +8,17 @@ import numpy as np
 from keras import ops
 from tqdm import tqdm
 
-from fcdm_keras import backend
 from fcdm_keras.autoencoders import Identity, to_uint8
 from fcdm_keras.backend.hub import Independent, default_name, keras_hub
 from fcdm_keras.data.classes import number_of
-from fcdm_keras.diffusion import guidance, randomness
-from fcdm_keras.diffusion.objectives import OBJECTIVES
-from fcdm_keras.diffusion.samplers import SAMPLERS, taken
+from fcdm_keras.diffusion import randomness
+from fcdm_keras.diffusion.objectives import as_objective, check_channels, described
 from fcdm_keras.network.backbones import BACKBONES  # noqa: F401  (registers all, for presets)
 from fcdm_keras.network.base import AnyBackbone
 from fcdm_keras.network.conditioning import ClassConditioning, as_labels
 from fcdm_keras.network.presets import ReplacedWhole, reading
 from fcdm_keras.network.weights import resolved
+from fcdm_keras.sampling import loop
 from fcdm_keras.sampling.draw_options import DrawOptions, check_memory
 from fcdm_keras.sampling.finite import check_finite
 
@@ -31,27 +30,31 @@ class ImageTask(ReplacedWhole, keras_hub.models.Task, metaclass=Independent):
         backbone: an `FCDMBackbone`.
         autoencoder: see `fcdm_keras.autoencoders`; default `Identity` (pixels).
         image_size: side of the images in pixels, or (height, width).
-        objective: what the backbone was trained on, a name in `fcdm_keras.diffusion.objectives.OBJECTIVES`.
+        objective: what the backbone was trained on: a name in `fcdm_keras.diffusion.objectives.OBJECTIVES`, a dict of
+            `name` and the objective's options, or an objective of these classes. Default `"flow"` where the network
+            has as many channels out as in, else `"iddpm"`.
         name: default the class's in snake case, as `class_to_image`, for every task.
 
     Raises:
-        ValueError: if the autoencoder's latents or the kind of condition do not fit the backbone.
+        ValueError: if the autoencoder's latents, the objective or the kind of condition do not fit the backbone.
     """
 
     backbone_cls = AnyBackbone
     input_name = None  # of the conditioning modules that a subclass takes
     _is_stored = False  # whether it was made of a configuration
 
-    def __init__(self, backbone, autoencoder=None, image_size=256, objective="iddpm", name=None, **kwargs):
+    def __init__(self, backbone, autoencoder=None, image_size=256, objective=None, name=None, **kwargs):
         kwargs.pop("preprocessor", None)
-        if objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}. Received: {objective!r}")
+        if objective is None:
+            objective = "flow" if backbone.out_channels == backbone.in_channels else "iddpm"
+        objective = as_objective(objective)
         autoencoder = autoencoder or Identity(backbone.in_channels)
         if autoencoder.latent_channels != backbone.in_channels:
             raise ValueError(
                 f"The backbone takes {backbone.in_channels} channels. "
                 f"Received: an autoencoder with {autoencoder.latent_channels}"
             )
+        check_channels(objective, backbone)
         if self.input_name not in (None, backbone.conditioning.input_name):
             raise ValueError(
                 f"{type(self).__name__} takes a backbone that is conditioned on {self.input_name}. "
@@ -60,13 +63,14 @@ class ImageTask(ReplacedWhole, keras_hub.models.Task, metaclass=Independent):
         super().__init__(compile=False, name=name or default_name(type(self)), **kwargs)
         self.backbone = backbone
         self.autoencoder = autoencoder
-        self.objective = objective
+        self.objective = described(objective)
+        self.sampler = getattr(objective, "sampler", "ddpm")
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self._latent_shape(self.image_size)
-        self._compiled, self._one_at_a_time = {}, threading.RLock()
+        self._loops, self._one_at_a_time = {}, threading.RLock()
         self.built = True  # all parts are, and a preset keeps the weights of the autoencoder
 
-    def draw(self, conditions, num_steps=250, guidance_scale=1.5, seed=None, sampler="ddpm", **options):
+    def draw(self, conditions, num_steps=250, guidance_scale=1.5, seed=None, sampler=None, **options):
         """Draws one image per condition; image i depends on (seed, first_index + i), not on others or the batch size.
 
         Args:
@@ -74,7 +78,8 @@ class ImageTask(ReplacedWhole, keras_hub.models.Task, metaclass=Independent):
             num_steps: sampling steps, 1 … 1000.
             guidance_scale: classifier-free guidance s ≥ 0; 1 is none and halves the cost.
             seed: integer in [0, 2⁶⁴); `None` draws one.
-            sampler: a name in `fcdm_keras.diffusion.samplers.SAMPLERS`, `"ddpm"` or `"ddim"`.
+            sampler: a name in `fcdm_keras.diffusion.samplers.SAMPLERS`; default the objective's, `"ddpm"` or
+                `"euler_maruyama"`.
             **options: see `DrawOptions`.
 
         Returns:
@@ -86,15 +91,16 @@ class ImageTask(ReplacedWhole, keras_hub.models.Task, metaclass=Independent):
         """
         own = DrawOptions(**options)
         conditions, nulls = self._checked(conditions, own.null_conditions)
-        guidance_scale = own.check(num_steps, guidance_scale, sampler)
+        sampler = sampler or self.sampler
+        guidance_scale, solver = own.check(num_steps, guidance_scale, sampler, self.objective)
         own.check_indices(len(conditions))
         words = randomness.seed_words(secrets.randbits(64) if seed is None else seed)
         sizes = self.image_size if own.image_size is None else own.image_size
         shape = self._latent_shape(tuple(sizes) if np.iterable(sizes) else (sizes, sizes))
         check_memory(self, len(conditions), min(own.batch_size, len(conditions)), _pixels(self, shape))
-        kind = (int(num_steps), sampler, float(own.eta), guidance_scale != 1, own.guidance_channels, shape)
+        kind = loop.Loop(int(num_steps), sampler, solver, guidance_scale != 1, own.guidance_channels, shape)
         with self._one_at_a_time:
-            run, weights = self._compiled_sampler(*kind), resolved(own.weights, self.backbone)
+            run, weights = self._compiled(kind), resolved(own.weights, self.backbone)
 
         def latents(places):
             return run(
@@ -148,28 +154,13 @@ class ImageTask(ReplacedWhole, keras_hub.models.Task, metaclass=Independent):
         """
         return self.generate(x, batch_size=batch_size, verbose=bool(verbose), **options)
 
-    def _compiled_sampler(self, num_steps, sampler, eta, guided, channels, shape):
-        """The whole sampling loop for one set of options as one compiled function, kept for the next call."""
-        variables = self.backbone.variables
-        key = (num_steps, sampler, eta, guided, channels, shape, tuple(map(id, variables)))
-        if key in self._compiled:
-            return self._compiled[key]
-        process = OBJECTIVES[self.objective]().process(num_steps)
-        options = taken(sampler, eta=eta, clip_denoised=self.autoencoder.clip_denoised)
-        name = self.backbone.conditioning.input_name
-
-        def denoise(x_t, timesteps, condition):
-            return self.backbone({"x_t": x_t, "timesteps": timesteps, name: condition}, training=False)
-
-        def sample(condition, null, indices, guidance_scale, *seed):
-            noise = randomness.normal(randomness.sample_keys(seed, randomness.INITIAL_NOISE, 0, indices), shape)
-            scale = guidance_scale if guided else 1.0
-            predict = guidance.guide(denoise, condition, null, scale, channels)
-            drawn = taken(sampler, seed=seed, indices=indices)
-            return SAMPLERS[sampler](predict, noise, process, **drawn, **options)
-
-        self._compiled[key] = backend.compiled(sample, variables, (0, 1, 2))
-        return self._compiled[key]
+    def _compiled(self, own):
+        """The compiled function of a `loop.Loop`, kept for the next call."""
+        key = (own, tuple(map(id, self.backbone.variables)))
+        if key not in self._loops:
+            clip = self.autoencoder.clip_denoised
+            self._loops[key] = loop.compiled(own, self.backbone, as_objective(self.objective), clip)
+        return self._loops[key]
 
     def _latent_shape(self, image_size):
         step = self.backbone.side_multiple * self.autoencoder.downsampling_factor
@@ -243,14 +234,14 @@ class ClassToImage(ImageTask):
 
     input_name = "labels"
 
-    def __init__(self, backbone, autoencoder=None, image_size=256, objective="iddpm", class_names=None, **kwargs):
+    def __init__(self, backbone, autoencoder=None, image_size=256, objective=None, class_names=None, **kwargs):
         super().__init__(backbone, autoencoder, image_size, objective, **kwargs)
         self.class_names = class_names and tuple(map(str, class_names))
         classes = getattr(backbone.conditioning, "num_classes", None)
         if self.class_names and classes not in (None, len(self.class_names)):
             raise ValueError(f"class_names must be {classes}, one per class. Received: {len(self.class_names)}")
 
-    def generate(self, labels, num_steps=250, guidance_scale=1.5, seed=None, sampler="ddpm", **options):
+    def generate(self, labels, num_steps=250, guidance_scale=1.5, seed=None, sampler=None, **options):
         """Draws one image per label.
 
         Args:

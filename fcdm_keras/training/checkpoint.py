@@ -22,6 +22,7 @@ from keras import ops
 
 from fcdm_keras import distribution, files
 from fcdm_keras.arguments import check_integer
+from fcdm_keras.diffusion.objectives import described
 from fcdm_keras.formats.documents import Count, as_schema, read_json
 from fcdm_keras.training import weight_file
 from fcdm_keras.training.logs import metric_sums
@@ -40,6 +41,7 @@ class _Manifest(msgspec.Struct):
     step: Count
     shapes: list[Annotated[list[Count], msgspec.Meta(max_length=8)]]
     sha256: str
+    objective: str | dict[str, Any] | None = None  # of earlier versions none, whose shapes tell
     state: _State = msgspec.field(default_factory=_State)
 
 
@@ -125,6 +127,7 @@ class CheckpointManager:
                 "step": step,
                 "shapes": _shapes(trainer),
                 "state": state,
+                **_objective(trainer),
                 "keras": keras.__version__,
                 "backend": keras.backend.backend(),
             }
@@ -207,6 +210,7 @@ class CheckpointManager:
     def _load(self, trainer, step):
         manifest = self._manifest(step)
         weight_file.check_adapters(self.path(step) / WEIGHTS, trainer.ema.model)
+        _check_objective(manifest.get("objective"), trainer, self.path(step))
         if not _is_of_model(manifest["shapes"], trainer):
             saved, own = _count(manifest["shapes"]), _count(_shapes(trainer))
             raise ValueError(
@@ -237,6 +241,17 @@ class CheckpointManager:
         with contextlib.suppress(OSError):
             self.path(step).rename(removed)
             shutil.rmtree(removed)
+
+
+def _objective(trainer):
+    """What a checkpoint says of a trainer's objective; of an autoencoder's nothing."""
+    return {"objective": described(trainer.objective)} if hasattr(trainer, "objective") else {}
+
+
+def _check_objective(stored, trainer, path):
+    own = _objective(trainer).get("objective")
+    if stored is not None and own is not None and stored != own:
+        raise ValueError(f"{path} was written for the objective {stored}, and this trainer's is {own}.")
 
 
 def _saved_variables(trainer):

@@ -12,7 +12,12 @@ from fcdm_keras.files import replacing
 from fcdm_keras.formats.documents import read_table
 from fcdm_keras.training.step_callback import StepCallback
 
-FIELDS = ("step", "loss", "mse", "vb", "images_per_second")  # of the log of a diffusion model's training
+FIELDS = ("step", "loss", "mse", "vb", "images_per_second")  # of the log of an iDDPM's training
+
+
+def fields_of(trainer):
+    """The fields of the log of a trainer's training."""
+    return ("step", *(metric.name for metric in trainer.metrics), "images_per_second")
 
 
 def metric_sums(trainer):

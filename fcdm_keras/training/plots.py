@@ -8,7 +8,7 @@ DIFFUSION = {"mse": "noise, mean squared error", "vb": "variational bound, bits/
 
 
 def plot_losses(log, path, columns=DIFFUSION):
-    """Draws two columns of a `log.csv` over steps to a PNG, logarithmic; `columns` gives their axis labels."""
+    """Draws columns of a `log.csv` over steps to a PNG, logarithmic; `columns` gives their axis labels."""
     plot_runs({"": log}, path, columns)
 
 
@@ -18,10 +18,12 @@ def plot_runs(logs, path, columns=DIFFUSION):
     Args:
         logs: name → path of its `log.csv`.
         path: PNG to write.
-        columns: the two columns drawn → axis labels.
+        columns: the columns drawn → axis labels; where a log lacks one, as a flow's does, `loss` is drawn instead.
     """
-    runs = {name: read_csv(log, ("step", *columns)) for name, log in logs.items()}
-    figure, axes = _figure(2)
+    runs = {name: read_csv(log, ("step", "loss")) for name, log in logs.items()}
+    if any(not columns.keys() <= row.keys() for rows in runs.values() for row in rows[:1]):
+        columns = {"loss": "loss"}
+    figure, axes = _figure(len(columns))
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
         for name, rows in runs.items():
             axis.plot([row["step"] for row in rows], [row[column] for row in rows], label=name)

@@ -10,7 +10,7 @@ from keras import ops
 from fcdm_keras import backend
 from fcdm_keras.arguments import check_share
 from fcdm_keras.diffusion import randomness
-from fcdm_keras.diffusion.objectives import IDDPM
+from fcdm_keras.diffusion.objectives import IDDPM, as_objective, check_channels
 from fcdm_keras.training import checks
 from fcdm_keras.training.step import StepTrainer
 
@@ -21,9 +21,10 @@ class DiffusionTrainer(StepTrainer):
     """Trains a backbone on an objective; the default is iDDPM's, noise and variance (paper, appendix A).
 
     A batch is `(latents, labels)`, or a dict with `latents` `(B, H, W, C)`, the condition under its own name
-    (`labels` `(B,)`, integers in [0, num_classes)) and, to replace what would be drawn, `timesteps` int `(B,)` and
-    `noise` like `latents`; `(latents, labels, sample_weight)` weighs the samples. `fit` and its like take whole arrays,
-    or batches from tf.data, Grain, a PyDataset, a PyTorch loader or a generator, and refuse what cannot be right.
+    (`labels` `(B,)`, integers in [0, num_classes)) and, to replace what would be drawn, `timesteps` `(B,)` (iDDPM's are
+    integers, a flow's floats in [0, 1]) and `noise` like `latents`; `(latents, labels, sample_weight)` weighs the
+    samples. `fit` and its like take whole arrays, or batches from tf.data, Grain, a PyDataset, a PyTorch loader or a
+    generator, and refuse what cannot be right.
 
     `fit` and `evaluate` report the objective's losses (`loss`, `mse` and `vb`, the latter in bits per dimension),
     averaged over the samples since the last `reset_metrics()`. `evaluate` draws from its own stream, the same at every
@@ -32,7 +33,8 @@ class DiffusionTrainer(StepTrainer):
     Args:
         backbone: an `FCDMBackbone`.
         diffusion: the `GaussianDiffusion` of the default objective; default the 1000-step process.
-        objective: see `fcdm_keras.diffusion.objectives`; default `IDDPM(diffusion)`.
+        objective: see `fcdm_keras.diffusion.objectives`, such as `FlowMatching()`, or a name there, `"iddpm"` or
+            `"flow"`; default `IDDPM(diffusion)`.
         ema_decay: decay of the weights' moving average, `self.ema`.
         ema_warmup: ramp the decay up from 0.1, for short runs.
         label_dropout: probability of training without a condition, for guidance.
@@ -77,13 +79,8 @@ class DiffusionTrainer(StepTrainer):
             )
         if diffusion is not None and objective is not None:
             raise ValueError("Give an objective, or a diffusion for the default one. Received: both")
-        objective = objective or IDDPM(diffusion)
-        channels = objective.out_channels(backbone.in_channels)
-        if backbone.out_channels != channels:
-            raise ValueError(
-                f"The objective takes a backbone with {channels} output channels for {backbone.in_channels}. "
-                f"Received: one with {backbone.out_channels}"
-            )
+        objective = IDDPM(diffusion) if objective is None else as_objective(objective)
+        check_channels(objective, backbone)
         super().__init__(
             backbone,
             objective.loss_names,
@@ -139,7 +136,7 @@ class DiffusionTrainer(StepTrainer):
     def losses(self, batch, training):
         """Per-sample losses `(B,)` of a batch from `draw`; the backbone runs inside `self.call`."""
         name = self.backbone.conditioning.input_name
-        x_t, timesteps = self.objective.corrupt(batch)
+        x_t, timesteps = self.objective.inputs(batch)
         output = self({"x_t": x_t, "timesteps": timesteps, name: batch[name]}, training=training)
         return self.objective.losses(output, batch)
 
