@@ -10,7 +10,6 @@ from fcdm_keras.autoencoders import Identity
 from fcdm_keras.files import replace_folder
 from fcdm_keras.network import adapters
 from fcdm_keras.network.backbones import BACKBONES
-from fcdm_keras.recipes import MODEL_SIZES
 from fcdm_keras.runs.folder import ADAPTERS
 from fcdm_keras.sampling.tasks import ClassToImage
 from fcdm_keras.training.optimizer import AdamW
@@ -21,7 +20,7 @@ def build_backbone(config, conditioning=None):
     """A backbone with fresh weights, as `config` describes; the default conditioning is of its classes."""
     backend.allow_tf32()
     keras.utils.set_random_seed(config.seed % 2**32)
-    size = MODEL_SIZES[config.model]
+    size = config.size
     backbone = BACKBONES[size.network](
         size.hidden_channels,
         size.depths,
@@ -29,6 +28,7 @@ def build_backbone(config, conditioning=None):
         in_channels=config.latent_channels,
         conditioning=conditioning,
         dtype=config.precision,
+        **({"variant": size.variant} if size.variant else {}),
     )
     backbone.gradient_checkpointing = config.gradient_checkpointing
     return backbone
