@@ -38,7 +38,7 @@ def _depthwise(total, block):
 def _attention(total, block):
     """As `_depthwise`; the products of queries, keys and values are a kernel's, which torchprofile does not see."""
     d, window = block.d, block.kernel_size**2
-    total.add(3 * d * d, 3 * d, block.pixels, unseen=2 * window * d)
+    total.add(3 * d * d, 3 * d, block.pixels, products=d, unseen=2 * window * d)  # scaled queries
     total.add(d * d, d, block.pixels, products=d)
     return 3 + 4
 
@@ -51,11 +51,12 @@ def _widen(total, block):
 
 def _grn(total, block):
     total.add(0, 2 * block.hidden, block.pixels, products=2 * block.hidden)
+    total.add(0, 0, 1, products=1)  # the mean, of which torchprofile counts each result
     return block.expansion_ratio
 
 
 def _cca(total, block):
-    total.add(block.hidden**2, block.hidden, 1)
+    total.add(block.hidden**2, block.hidden, 1, products=block.hidden)  # the mean
     total.add(0, 0, block.pixels, products=block.hidden)
     return block.expansion_ratio
 
@@ -68,7 +69,7 @@ def _narrow(total, block):
 def _feedforward(total, block):
     """Input, norm, modulation, the inner width 2d before and after the GELU, and the second linear."""
     total.add(2 * block.d**2, 2 * block.d, block.pixels, products=block.d)
-    total.add(2 * block.d**2, block.d, block.pixels)
+    total.add(2 * block.d**2, block.d, block.pixels, products=block.d)  # the gate
     return 3 + 2 * 2 + 1
 
 
@@ -90,5 +91,5 @@ PARTS = {  # of the blocks in `fcdm_keras.network.variants.BLOCKS`
 
 
 def add(total, kind, block):
-    """Adds what a block of a kind in `PARTS` costs; returns the feature maps kept of it, in units of d, its input too."""
+    """Adds what a block of a kind in `PARTS` costs; returns its feature maps that are kept, in units of d."""
     return 1 + sum(part(total, block) for part in PARTS[kind])

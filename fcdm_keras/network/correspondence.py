@@ -42,6 +42,7 @@ LEVELS = {  # of blocks: reference name → attribute, by network
     },
     "isotropic": {"blocks": "middle"},
 }
+_FINAL_ADALN = ("final_layer.adaLN_modulation.1", "final_layer.adaln", _LINEAR)
 _OTHERS = {
     "fcdm": (
         ("x_embedder", "x_embedder", _CONV),
@@ -80,7 +81,7 @@ def parameters(backbone):
         for i, block in enumerate(getattr(backbone, attribute)):
             for name, place, layout in _BLOCKS[row.block]:
                 add(f"{level}.{i}.{name}", block, place, layout)
-    for name, place, layout in (*_OTHERS[row.network], ("final_layer.adaLN_modulation.1", "final_layer.adaln", _LINEAR)):
+    for name, place, layout in (*_OTHERS[row.network], _FINAL_ADALN):
         add(name, backbone, place, layout)
     return found
 

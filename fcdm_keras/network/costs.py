@@ -121,7 +121,7 @@ def _blocks(total, size, levels, expansion_ratio, kernel_size):
 
 def _vectors(total, widths, num_classes, embedding_dim, frequency_dim):
     for d in widths:
-        total.add(frequency_dim * d, d, 1)
+        total.add(frequency_dim * d, d, 1, products=frequency_dim)  # the frequencies, and they times the timestep
         total.add(d * d, d, 1)
     _condition(total, widths, num_classes, embedding_dim)
 

@@ -39,7 +39,8 @@ class FCDMBackbone(DiffusionBackbone):
         head_width: channels of a head of the variant `neighborhood`; default 32.
 
     Raises:
-        ValueError: for an unknown variant, for sizes that are not its, for sizes that make no network, and on call for inputs that do not fit it.
+        ValueError: for an unknown variant, for sizes that are not the variant's or make no network, and on call for
+            inputs that do not fit it.
 
     Example:
 
@@ -220,7 +221,8 @@ class FCDMBackbone(DiffusionBackbone):
         x_t, timesteps, condition = self.checked(inputs)
         vectors = zip(self.time_embeddings, self.conditioning(condition), strict=True)
         dtype = wide(self.dtype_policy)
-        return ops.cast(x_t, self.compute_dtype), [ops.cast(time(timesteps) + vector, dtype) for time, vector in vectors]
+        vectors = [ops.cast(embedding(timesteps) + vector, dtype) for embedding, vector in vectors]
+        return ops.cast(x_t, self.compute_dtype), vectors
 
     def get_config(self):
         variant = {"variant": self.variant, "head_width": self.head_width}

@@ -1,7 +1,7 @@
 """Blocks of the ablations (paper, tables 6 and 13): `FCDMBlock` with a part exchanged.
 
-What the paper's numbers fix of them is the count of multiply-accumulates. Biases, and the order within the ResNet block,
-are our choice, as is written where they stand.
+What the paper's numbers fix of them is the count of multiply-accumulates. Biases, and the order within the ResNet
+block, are our choice, as is written where they stand.
 """
 
 import keras
@@ -76,8 +76,8 @@ class NeighborhoodAttention(layers.Layer):
         size = self.kernel_size
         if any(isinstance(side, int) and side < size for side in (height, width)):
             raise ValueError(
-                f"Neighbourhood attention needs feature maps of at least {size}×{size}, its window; give larger images. "
-                f"Received: {height}×{width}"
+                f"Neighbourhood attention needs feature maps of at least {size}×{size}, its window: give larger "
+                f"images. Received: {height}×{width}"
             )
         parts = ops.reshape(self.qkv(x), (-1, height, width, 3, channels // self.head_width, self.head_width))
         query = parts[:, :, :, 0] * self.head_width**-0.5

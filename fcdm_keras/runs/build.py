@@ -10,6 +10,7 @@ from fcdm_keras.autoencoders import Identity
 from fcdm_keras.files import replace_folder
 from fcdm_keras.network import adapters
 from fcdm_keras.network.backbones import BACKBONES
+from fcdm_keras.recipes.ablations import variant_of
 from fcdm_keras.runs.folder import ADAPTERS
 from fcdm_keras.sampling.tasks import ClassToImage
 from fcdm_keras.training.optimizer import AdamW
@@ -92,6 +93,8 @@ def check_start(source, target):
 def _sizes(backbone):
     """What a backbone's weights but the conditioning's depend on."""
     config = {"network": type(backbone).__name__, **backbone.get_config()}
+    if "variant" in config:  # those with the same blocks differ in sizes alone
+        config["variant"] = variant_of(config["variant"]).block
     left_out = ("name", "trainable", "dtype", "conditioning")
     return {name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name not in left_out}
 
