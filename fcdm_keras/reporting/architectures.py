@@ -1,7 +1,8 @@
 """The paper's tables of architectures (2, 3, 5, 6, 10, 12 to 16), recomputed. Standard library only.
 
 A row is counted where `MODEL_SIZES` has its model, by the paper's name in small letters (`dit-xl/2`), and
-`fcdm_keras.network.costs.COUNTS` its network; any other stays as the paper prints it. Where both differ, a note says why.
+`fcdm_keras.network.costs.COUNTS` its network; any other stays as the paper prints it. Where both differ, a note says
+why.
 """
 
 import dataclasses
@@ -15,7 +16,8 @@ from fcdm_keras.reporting.paper import IMAGENET_256, IMAGENET_256_OTHERS, IMAGEN
 _NOT_BUILT = "Not built here, or without a count: the paper's figures."
 _GRN_KEPT = (
     "The paper adjusts the width to match FLOPs and does not print it. With the GRN kept no even width gives its "
-    "{paper} ({found}); with CCA, as if kept from the row above it, one does, see the next row. It does not say which it is."
+    "{paper} ({found}); with CCA, as if kept from the row above it, one does, see the next row. It does not say which "
+    "it is."
 )
 NOTES = {  # model of the paper, or variant → why its figures are not ours, or what of it is our choice
     "kernel5": "Counted 48.142; the paper prints 48.2, rounded up.",
@@ -27,7 +29,8 @@ NOTES = {  # model of the paper, or variant → why its figures are not ours, or
     "cca_no_inverted_bottleneck": 'The row "w/o Inv. Bottleneck" if CCA was kept.',
     "resnet": "The order of norm, activation and gate is our choice: the paper gives the width and the FLOPs alone.",
     "neighborhood": "torchprofile does not see the products of queries, keys and values in a kernel of its own, "
-    "0.417 G; the plain multiply-accumulates have them. The width is not printed; 13 heads of 32 give the paper's FLOPs.",
+    "0.417 G; the plain multiply-accumulates have them. The width is not printed; 13 heads of 32 give the paper's "
+    "FLOPs.",
     "uniform": "Parameters and width agree with the paper's; its 62.8 GFLOPs come out at no variation tried (62.78 at "
     "width 584).",
     "isotropic": "The paper prints the parameters alone; width and depth are our choice.",
