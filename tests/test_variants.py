@@ -11,6 +11,8 @@ from conftest import GOLDEN
 from helpers import nhwc, relative_error, to_numpy
 from keras import ops
 
+import train_coco
+import train_imagenet
 from fcdm_keras import FCDMBackbone, convert, kernels, load_torch_checkpoint, model_table, save_torch_state_dict
 from fcdm_keras.backend.hub import keras_hub
 from fcdm_keras.network.costs import MAPS, costs_of
@@ -21,6 +23,11 @@ from fcdm_keras.recipes import MODEL_SIZES, RECIPES, ModelSize
 from fcdm_keras.recipes.ablations import VARIANTS, sized, variant_of
 from fcdm_keras.reporting import architectures
 from fcdm_keras.reporting.analysis import channel_diversity
+from fcdm_keras.reporting.tables import model_size, read_run
+from fcdm_keras.runs.build import check_start
+from fcdm_keras.runs.fit import fit_run
+from fcdm_keras.runs.folder import open_run
+from fcdm_keras.runs.load import load_task
 
 COUNTS = json.loads((GOLDEN / "ablations" / "counts.json").read_text())
 PARTS = ("cca_feedforward", "resnet", "neighborhood", "isotropic")  # between them, every part that FCDM has not
@@ -78,7 +85,7 @@ def test_outputs_and_gradients(variant, loaded, arrays):
         if f"grad/{name}" in reference:
             assert relative_error(to_torch(to_numpy(ours[id(variable)])), reference[f"grad/{name}"]) < 1e-3, name
             compared += 1
-    assert compared == sum(name.startswith("grad/") for name in reference) > 30
+    assert compared == sum(name.startswith("grad/") for name in reference) > 25
 
 
 def pulled_back(backbone, inputs, cotangent):
@@ -149,7 +156,8 @@ def test_mixed_precision_stays_close(variant, loaded, arrays):
     mixed.set_weights(backbone.get_weights())
     output = mixed(inputs)
     assert keras.backend.standardize_dtype(output.dtype) == "float32"
-    assert relative_error(output, nhwc(arrays(variant)["out"])) < 0.15
+    expected = nhwc(arrays(variant)["out"])
+    assert np.sqrt(np.mean((to_numpy(output) - expected) ** 2)) < 0.06 * expected.std()
 
 
 def test_a_window_is_the_nearest_that_lies_inside():
@@ -244,7 +252,7 @@ def test_estimates_of_memory_follow_the_variant():
         return MAPS[size.network](dataclasses.replace(size, hidden_channels=64), 1024)
 
     whole, checkpointed = kept("")
-    assert whole == 14 * 64 * (2 * 1024 + 4 * 512 + 8 * 256 + 4 * 512 + 2 * 1024) > 9 * checkpointed
+    assert whole == 14 * 64 * (2 * 1024 + 4 * 512 + 8 * 256 + 4 * 512 + 2 * 1024) > 5 * checkpointed
     assert kept("no_inverted_bottleneck")[0] == whole * 8 // 14
     assert kept("resnet")[0] < whole < kept("feedforward")[0] == kept("cca_feedforward")[0]
     assert kept("isotropic")[0] == 14 * 64 * 20 * 256
@@ -311,6 +319,51 @@ def test_a_checkpoint_of_another_variant_is_refused(checkpoints, golden_checkpoi
     assert FCDMBackbone.from_preset(tmp_path / "preset").variant == "neighborhood"
     with pytest.raises(SystemExit):
         convert.main([str(checkpoints / "cca.pt"), str(tmp_path / "other"), "--variant=feedforward"])
+
+
+@pytest.mark.parametrize("variant", ["cca_feedforward", "isotropic"])
+def test_a_run_trains_a_variant_and_keeps_it(variant, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(MODEL_SIZES, "XS", ModelSize(8, (0, 0, 1, 0, 0)))
+    flags = ["--global-batch-size=8", "--sample-every=0", "--log-every=1", f"--results-dir={tmp_path}"]
+    parse = [*flags, "--steps=2", f"--variant={variant}", "--gradient-checkpointing", "--seed=5"]
+    config, _ = train_imagenet.parse(parse)
+    folder = open_run(config)
+    fit_run(config, folder)
+    assert f"FCDM-XS ({variant})" in capsys.readouterr().out
+    task = load_task(folder)
+    assert task.backbone.variant == variant and np.isfinite(to_numpy(task.generate([3], num_steps=2))).all()
+    assert model_size(read_run(folder))[0] == task.backbone.count_params() / 1e6
+    with pytest.raises(ValueError, match=f"variant='{variant}' there, '' now"):
+        open_run(dataclasses.replace(config, variant=""))
+
+
+@pytest.mark.no_backend
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--variant=neighbourhood",), "There is no variant 'neighbourhood': did you mean neighborhood?"),
+        (("--variant=kernel7",), "There is no variant 'kernel7': did you mean kernel9 or kernel5 or kernel3?"),
+    ],
+)
+def test_flags_name_variants(flags, message, capsys):
+    for script in (train_imagenet, train_coco):
+        with pytest.raises(SystemExit):
+            script.parse(flags)
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.no_backend
+def test_a_run_on_maps_smaller_than_the_window_is_refused_at_once(tmp_path):
+    config, _ = train_imagenet.parse(["--variant=neighborhood", f"--results-dir={tmp_path}"])
+    with pytest.raises(ValueError, match="neighborhood needs latents of at least 28×28: .* Received: 8×8"):
+        fit_run(config, open_run(config))
+
+
+@pytest.mark.no_backend
+def test_weights_to_start_from_must_be_of_the_same_parts(loaded):
+    check_start(loaded("kernel3"), FCDMBackbone(4, (1,) * 5, kernel_size=3))  # the same network by another name
+    with pytest.raises(ValueError, match="variant cca there, fcdm here"):
+        check_start(loaded("cca"), FCDMBackbone(6, (1,) * 5))
 
 
 @pytest.mark.no_backend
