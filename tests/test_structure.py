@@ -212,7 +212,7 @@ def test_what_is_read_before_anything_heavy_needs_the_standard_library_and_msgsp
     }
     quick |= {"runs.folder", "runs.command", "runs.datasets", "runs.owner", "runs.history", "runs.outputs"}
     quick |= {"runs.shared", "formats", "formats.documents", "data", "data.store_metadata"}
-    quick |= {"sampling.flags", "data.classes"}
+    quick |= {"sampling.flags", "data.classes", "recipes.ablations"}
     modules = [*(f"fcdm_keras.{name}" for name in quick), "t2i", "t2i.recipes", "t2i.datasets"]
     for module in modules:
         own = set(imported(module, ast.Module(TREES[module].body, [])))

@@ -93,8 +93,8 @@ def check_start(source, target):
 def _sizes(backbone):
     """What a backbone's weights but the conditioning's depend on."""
     config = {"network": type(backbone).__name__, **backbone.get_config()}
-    if "variant" in config:  # those with the same blocks differ in sizes alone
-        config["variant"] = variant_of(config["variant"]).block
+    if hasattr(backbone, "variant"):  # those with the same blocks differ in sizes alone
+        config["variant"] = variant_of(backbone.variant).block
     left_out = ("name", "trainable", "dtype", "conditioning")
     return {name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name not in left_out}
 
