@@ -30,7 +30,9 @@ def rows():
 
 
 def main(arguments=None):
-    text = "Parameters and FLOPs of FCDM, its ablations and other models, recomputed, beside the paper's figures."
+    text = (
+        "Parameters and GMACs of FCDM-S, -B, -L and -XL, ablations and others, recomputed, beside the paper's figures."
+    )
     command_parser("fcdm_keras.model_table", text).parse_args(arguments)
     print(
         "1000 classes, 4 latent channels. FLOPs (G): the paper's count, torchprofile's: multiply-accumulates and\n"

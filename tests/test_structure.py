@@ -198,18 +198,7 @@ def test_data_workers_and_shapes_import_no_keras():
 
 
 def test_what_is_read_before_anything_heavy_needs_the_standard_library_and_msgspec_only():
-    quick = {
-        "arguments",
-        "recipes",
-        "recipes.ablations",
-        "files",
-        "machine",
-        "machine.memory",
-        "options",
-        "signals",
-        "moved",
-        "registry",
-    }
+    quick = {"arguments", "recipes", "files", "machine", "machine.memory", "options", "signals", "moved", "registry"}
     quick |= {"runs.folder", "runs.command", "runs.datasets", "runs.owner", "runs.history", "runs.outputs"}
     quick |= {"runs.shared", "formats", "formats.documents", "data", "data.store_metadata"}
     quick |= {"sampling.flags", "data.classes", "recipes.ablations"}

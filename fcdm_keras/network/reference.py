@@ -35,23 +35,21 @@ def load_torch_checkpoint(path, weights="ema", dtype=None, num_classes=None, var
     other names (`state_dict`, `model_ema`), as long as one of them is meant.
 
     Args:
-        path: a file holding `model` and `ema` state dicts, one bare state dict, or a whole module: PyTorch's or
-            safetensors, see `read_torch_file`.
+        path: a file with `model` and `ema` state dicts, a bare one, or a whole module, see `read_torch_file`.
         weights: `"ema"` (what the paper samples with) or `"model"`. Weights that are called neither count as both.
         dtype: dtype policy of the backbone.
         num_classes: number of classes; needed where label tables have no row for "no class" (trained without label
             dropout) and the file's arguments do not say so. The mean of the other rows is put there.
-        variant: an ablation that the checkpoint must be of, see `FCDMBackbone`; default what the tensors' names tell.
-            They do not tell those that differ from FCDM in sizes alone (`kernel3`, `asymmetric`).
-        head_width: channels of a head of the variant `neighborhood`, which tensors do not tell.
+        variant: an ablation that it must be of; default what the tensors tell, which is FCDM where sizes alone differ.
+        head_width: channels of a head of the variant `neighborhood`, which tensors do not tell; default 32.
 
     Returns:
         An `FCDMBackbone` with the checkpoint's weights in float32.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds what could run code, numbers that are quantised or not finite, or is no
-            FCDM checkpoint, or of another variant.
+        ValueError: the file is damaged, holds what could run code, numbers that are quantised or not finite, or is of
+            no FCDM, or of another variant.
     """
     if weights not in ("ema", "model"):
         raise ValueError(f'weights must be "ema" or "model". Received: {weights!r}')
@@ -61,7 +59,6 @@ def load_torch_checkpoint(path, weights="ema", dtype=None, num_classes=None, var
     null_is_missing = _null_is_missing(content, rows, num_classes, path)
     sizes["num_classes"] = rows if null_is_missing else rows - 1
     _check_costs(sizes, state, path)
-
     from fcdm_keras.network.fcdm import FCDMBackbone  # slow to import: a bad file is refused without it
 
     try:
