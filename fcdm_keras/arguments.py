@@ -5,6 +5,7 @@ Every flag of every command has one of these types, or one of the declared check
 """
 
 import argparse
+import difflib
 import math
 import numbers
 import os
@@ -167,6 +168,15 @@ def check_number(what, value, lowest=0, highest=LARGEST, text=None):
 def check_share(what, value):
     """As `check_number`, of numbers in [0, 1)."""
     return check_number(what, value, 0, math.nextafter(1, 0), "lie in [0, 1)")
+
+
+def one_of(what, value, names):
+    """The value, one of `names`. Raises ValueError for another, which offers the nearest of them."""
+    if not isinstance(value, str) or value not in names:
+        near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
+        offer = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
+        raise ValueError(f"There is no {what} {_brief(value)}: {offer}")
+    return value
 
 
 def check_bool(what, value):

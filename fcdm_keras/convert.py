@@ -1,6 +1,6 @@
 """Reference FCDM checkpoints (`.pt`) to backbones and back.
 
-    python -m fcdm_keras.convert in.pt out_preset/ [--weights ema|model] [--num-classes N]
+    python -m fcdm_keras.convert in.pt out_preset/ [--weights ema|model] [--num-classes N] [--variant V]
 
 A reference checkpoint is a dict with the state dicts `model` and `ema`, the optimizer's state and the run's arguments.
 Other PyTorch files and `.safetensors` that hold such a network are read too; nothing stored in them is executed.
@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fcdm_keras.arguments import integer, word
+from fcdm_keras.arguments import SIDE, integer, word
 from fcdm_keras.formats.torch_files import read_torch_file
 from fcdm_keras.network import presets
 from fcdm_keras.network.reference import load_torch_checkpoint, save_torch_state_dict
 from fcdm_keras.options import add_overwrite_flag, command_parser, reported
+from fcdm_keras.recipes.ablations import VARIANTS
 from fcdm_keras.runs import outputs
 
 __all__ = ["load_torch_checkpoint", "read_torch_file", "save_torch_state_dict"]
@@ -28,6 +29,8 @@ def main(arguments=None):
     parser.add_argument(
         "--num-classes", type=integer(1, 10**6), help='classes; needed where no row stands for "no class"'
     )
+    parser.add_argument("--variant", choices=tuple(VARIANTS), help="ablation that it must be of; default what it is")
+    parser.add_argument("--head-width", type=integer(1, SIDE), help="of the variant neighborhood, if it is not 32")
     add_overwrite_flag(parser)
     options = parser.parse_args(arguments)
     with reported():
@@ -35,7 +38,8 @@ def main(arguments=None):
         ours = kind == outputs.PRESET and not options.overwrite and not (folder / "task.json").exists()  # perhaps
         if not ours:
             _check(options)
-        backbone = load_torch_checkpoint(options.checkpoint, options.weights, num_classes=options.num_classes)
+        told = {"variant": options.variant, "head_width": options.head_width}
+        backbone = load_torch_checkpoint(options.checkpoint, options.weights, num_classes=options.num_classes, **told)
         if ours and not _is_same(backbone, folder):
             _check(options)
         if not ours:
@@ -53,6 +57,8 @@ def _check(options):
 
 def _is_same(backbone, folder):
     """Whether a preset holds this very backbone: a command that was killed at its end is run again."""
+    if presets.read_object(folder / "config.json")["class_name"] != type(backbone).__name__:
+        return False
     there = type(backbone).from_preset(folder)
     left_out = {"name": None, "dtype": None}
     same = {**there.get_config(), **left_out} == {**backbone.get_config(), **left_out}

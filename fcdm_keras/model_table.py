@@ -1,13 +1,15 @@
-"""The paper's table 2, recomputed from the architecture.
+"""The paper's tables of architectures (2, 3, 5, 6, 10, 12 to 16), recomputed.
 
     python -m fcdm_keras.model_table
 
-GMACs are what the paper calls FLOPs (G), see `fcdm_keras.network.costs`. Nothing heavy is imported.
+FLOPs (G) are what the paper calls so: what torchprofile counts, see `fcdm_keras.network.costs`. MACs (G) are plain
+multiply-accumulates. Nothing heavy is imported.
 """
 
 from fcdm_keras.network.costs import count
 from fcdm_keras.options import command_parser
 from fcdm_keras.recipes import MODEL_SIZES
+from fcdm_keras.reporting import architectures
 
 
 def rows():
@@ -28,18 +30,15 @@ def rows():
 
 
 def main(arguments=None):
-    text = "Parameters and GMACs of FCDM-S, -B, -L and -XL, recomputed, beside the paper's figures."
+    text = (
+        "Parameters and GMACs of FCDM-S, -B, -L and -XL, ablations and others, recomputed, beside the paper's figures."
+    )
     command_parser("fcdm_keras.model_table", text).parse_args(arguments)
-    print("1000 classes, 4 latent channels. GMACs are the paper's FLOPs (G); in brackets, the paper's figure.\n")
-    print("model       C  depths         parameters    GMACs 256 px    GMACs 512 px  GFLOPs 256 px")
-    for row in rows():
-        at_256 = f"{row['gmacs_256']:.1f} [{row['paper_gmacs_256']}]"
-        at_512 = f"{row['gmacs_512']:.1f} [{row['paper_gmacs_512'] or '–'}]"
-        depths = "-".join(map(str, row["depths"]))
-        print(
-            f"FCDM-{row['name']:3} {row['channels']:>4}  {depths:12} {row['parameters']:>12,}  "
-            f"{at_256:>14}  {at_512:>14}  {2 * row['gmacs_256']:>13.1f}"
-        )
+    print(
+        "1000 classes, 4 latent channels. FLOPs (G): the paper's count, torchprofile's: multiply-accumulates and\n"
+        "elementwise products. MACs (G): multiply-accumulates alone. One forward pass of one image."
+    )
+    print("\n".join(architectures.text()))
 
 
 if __name__ == "__main__":

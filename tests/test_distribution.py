@@ -212,7 +212,13 @@ def test_every_variable_has_a_place_in_the_layout():
     import re
 
     backbone = FCDMBackbone(8, (1, 1, 1, 1, 1), num_classes=3)
-    for variable in backbone.variables:
+    others = [
+        FCDMBackbone(8, (1,) * 5, num_classes=3, variant="neighborhood", head_width=4),
+        FCDMBackbone(8, (1,) * 5, num_classes=3, variant="cca_feedforward"),
+        FCDMBackbone(8, (1,) * 5, num_classes=3, variant="resnet"),
+        FCDMBackbone(8, (1,), num_classes=3, variant="isotropic"),
+    ]
+    for variable in (v for network in (backbone, *others) for v in network.variables):
         for path in (variable.path, "diffusion_trainer/ema/" + variable.path.replace("/", "_")):
             found = [axes for pattern, axes in layout.patterns() if re.fullmatch(pattern, path)]
             assert len(found) == 1, path

@@ -37,6 +37,7 @@ class DiffusionBackbone(presets.ReplacedWhole, keras_hub.models.Backbone, metacl
 
     Attributes:
         side_multiple: what height and width of `x_t` must be divisible by.
+        smallest_side: what they must be at least.
         gradient_checkpointing: whether training recomputes activations in the backward pass.
         layout: how variables are cut over devices, see `fcdm_keras.distribution.layout`; none are by default.
 
@@ -45,6 +46,7 @@ class DiffusionBackbone(presets.ReplacedWhole, keras_hub.models.Backbone, metacl
     """
 
     side_multiple = 1
+    smallest_side = 1
     _is_part = False  # of a functional model
     gradient_checkpointing = False
     layout = ((r".*", ()),)
@@ -123,6 +125,10 @@ class DiffusionBackbone(presets.ReplacedWhole, keras_hub.models.Backbone, metacl
         if any(side is not None and side % multiple for side in shape[1:3]):
             raise ValueError(
                 f"Height and width of x_t must be divisible by {multiple}. Received: {shape[1]}×{shape[2]}"
+            )
+        if any(side is not None and side < self.smallest_side for side in shape[1:3]):
+            raise ValueError(
+                f"Height and width of x_t must be at least {self.smallest_side}. Received: {shape[1]}×{shape[2]}"
             )
         return tuple(inputs[name] for name in names)
 

@@ -8,19 +8,39 @@ twice as many. Standard library only.
 
 import dataclasses
 
-from fcdm_keras.recipes import MODEL_SIZES
+from fcdm_keras.network import block_costs
+from fcdm_keras.recipes.ablations import variant_of
 
 
-class _Sum:
-    """Parameters and MACs so far."""
+@dataclasses.dataclass
+class Costs:
+    """A sum of what layers cost.
 
-    def __init__(self):
-        self.parameters = self.macs = 0
+    Attributes:
+        parameters: weights and biases.
+        macs: what torchprofile, and so the paper, counts.
+        plain_macs: multiply-accumulates of convolutions, linears and attention, and nothing else.
+    """
 
-    def add(self, weights, biases, pixels, products=0):
-        """A layer that applies each weight once at each of `pixels`, and writes out `products` there."""
+    parameters: int = 0
+    macs: int = 0
+    plain_macs: int = 0
+
+    def add(self, weights, biases, pixels, products=0, unseen=0):
+        """A layer that applies each weight once at each of `pixels`.
+
+        `products` are those that it writes out there elementwise, `unseen` those of matrices that torchprofile misses.
+        """
         self.parameters += weights + biases
         self.macs += pixels * (weights + products)
+        self.plain_macs += pixels * (weights + unseen)
+
+
+def costs_of(size, height=32, width=32, **options):
+    """The `Costs` of a network and one sample; arguments as in `count`."""
+    total = Costs()
+    COUNTS[size.network](total, size, height, width, **options)
+    return total
 
 
 def count(size, height=32, width=32, **options):
@@ -34,8 +54,7 @@ def count(size, height=32, width=32, **options):
     Returns:
         Two integers.
     """
-    total = _Sum()
-    COUNTS[size.network](total, size, height, width, **options)
+    total = costs_of(size, height, width, **options)
     return total.parameters, total.macs
 
 
@@ -49,21 +68,16 @@ def _fcdm(
     embedding_dim=None,
     in_channels=4,
     out_channels=None,
-    expansion_ratio=3,
-    kernel_size=7,
+    expansion_ratio=None,
+    kernel_size=None,
     frequency_dim=256,
 ):
     """An `FCDMBackbone` of these sizes; with `embedding_dim`, embeddings of so many numbers stand where classes do."""
     c, full = size.hidden_channels, height * width
     out_channels = out_channels or 2 * in_channels
     levels = ((c, full), (2 * c, full // 4), (4 * c, full // 16))
-    for (d, pixels), depth in zip((*levels, levels[1], levels[0]), size.depths, strict=True):
-        for _ in range(depth):
-            _fcdm_block(total, d, pixels, expansion_ratio * d, kernel_size)
-    for d, _ in levels:
-        total.add(frequency_dim * d, d, 1)
-        total.add(d * d, d, 1)
-    _condition(total, [d for d, _ in levels], num_classes, embedding_dim)
+    _blocks(total, size, (*levels, levels[1], levels[0]), expansion_ratio, kernel_size)
+    _vectors(total, [d for d, _ in levels], num_classes, embedding_dim, frequency_dim)
     total.add(9 * in_channels * c, c, full)  # x_embedder
     for (d, pixels), (deeper, deeper_pixels) in zip(levels, levels[1:], strict=False):
         total.add(9 * d * deeper // 4, 0, pixels)  # down
@@ -74,12 +88,42 @@ def _fcdm(
     total.add(9 * c * out_channels, out_channels, full, products=c)
 
 
-def _fcdm_block(total, d, pixels, hidden, kernel_size):
-    total.add(d * 3 * d, 3 * d, 1)  # adaLN
-    total.add(kernel_size**2 * d, d, pixels, products=d)  # depthwise convolution; modulation
-    total.add(d * hidden, hidden, pixels)
-    total.add(0, 2 * hidden, pixels, products=2 * hidden)  # GRN
-    total.add(hidden * d, d, pixels)
+def _isotropic(
+    total,
+    size,
+    height,
+    width,
+    *,
+    num_classes=1000,
+    embedding_dim=None,
+    in_channels=4,
+    out_channels=None,
+    expansion_ratio=None,
+    kernel_size=None,
+    frequency_dim=256,
+):
+    """As `_fcdm`, of the variant `isotropic`."""
+    c, pixels = size.hidden_channels, height * width // 4
+    _blocks(total, size, ((c, pixels),), expansion_ratio, kernel_size)
+    _vectors(total, [c], num_classes, embedding_dim, frequency_dim)
+    total.add(4 * in_channels * c, c, pixels)  # x_embedder
+    total.add(c * 2 * c, 2 * c, 1)  # final adaLN
+    total.add(c * 4 * (out_channels or 2 * in_channels), 4 * (out_channels or 2 * in_channels), pixels, products=c)
+
+
+def _blocks(total, size, levels, expansion_ratio, kernel_size):
+    row = variant_of(size.variant)
+    sizes = (expansion_ratio or row.expansion_ratio, kernel_size or row.kernel_size)
+    for (d, pixels), depth in zip(levels, size.depths, strict=True):
+        for _ in range(depth):
+            block_costs.add(total, row.block, block_costs.Block(d, pixels, *sizes))
+
+
+def _vectors(total, widths, num_classes, embedding_dim, frequency_dim):
+    for d in widths:
+        total.add(frequency_dim * d, d, 1, products=frequency_dim)  # the frequencies, and they times the timestep
+        total.add(d * d, d, 1)
+    _condition(total, widths, num_classes, embedding_dim)
 
 
 def _condition(total, widths, num_classes, embedding_dim):
@@ -95,24 +139,31 @@ def _condition(total, widths, num_classes, embedding_dim):
         total.add(embedding_dim**2, 2 * embedding_dim, 1)
 
 
-COUNTS = {"fcdm": _fcdm}  # each adds up what a network costs; networks without one are trained without estimates
-
-# Feature maps that the backward pass of one block needs, in units of its width d: the block's input, after the
-# depthwise convolution, normalised, modulated, after the second linear; and three of the hidden width 3d.
-_BLOCK_MAPS = 5 + 3 * 3
+# Each adds up what a network costs; networks without one are trained without estimates.
+COUNTS = {"fcdm": _fcdm, "isotropic": _isotropic}
 
 
 def _fcdm_maps(size, pixels):
     """Numbers of one sample's feature maps that an FCDM keeps for the backward pass: all, and with checkpointing."""
     c = size.hidden_channels
-    widths = [(c, pixels), (2 * c, pixels // 4), (4 * c, pixels // 16), (2 * c, pixels // 4), (c, pixels)]
-    maps = [(depth, d * p) for (d, p), depth in zip(widths, size.depths, strict=True)]
-    inputs = sum(depth * numbers for depth, numbers in maps)
-    # One input per block, and one block at a time in full.
-    return _BLOCK_MAPS * inputs, inputs + _BLOCK_MAPS * max(numbers for _, numbers in maps)
+    levels = [(c, pixels), (2 * c, pixels // 4), (4 * c, pixels // 16), (2 * c, pixels // 4), (c, pixels)]
+    return _maps(size, levels)
 
 
-MAPS = {"fcdm": _fcdm_maps}
+def _isotropic_maps(size, pixels):
+    return _maps(size, [(size.hidden_channels, pixels // 4)])
+
+
+def _maps(size, levels):
+    row = variant_of(size.variant)
+    sizes = (row.expansion_ratio, row.kernel_size)
+    kept = [block_costs.add(Costs(), row.block, block_costs.Block(d, p, *sizes)) * d * p for d, p in levels]
+    inputs = sum(depth * d * p for (d, p), depth in zip(levels, size.depths, strict=True))
+    # With checkpointing one input per block, and one block at a time in full.
+    return sum(depth * maps for maps, depth in zip(kept, size.depths, strict=True)), inputs + max(kept)
+
+
+MAPS = {"fcdm": _fcdm_maps, "isotropic": _isotropic_maps}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +202,7 @@ def training_memory(config, latent_side, data_parallel=1, model_parallel=1, para
     Returns:
         A `TrainingMemory`.
     """
-    size = MODEL_SIZES[config.model]
+    size = config.size
     if parameters is None:
         sizes = {"num_classes": config.num_classes, "in_channels": config.latent_channels}
         parameters, _ = count(size, latent_side, latent_side, **sizes)

@@ -138,25 +138,37 @@ class FCDMBlock(layers.Layer):
         gradient_checkpointing: recompute the block in the backward pass instead of storing its activations.
     """
 
+    vectors = 3  # of the block's width, that adaLN gives
+    lora_layer_names = ("pwconv1", "pwconv2")  # the linears, which hold most of the weights
+    _response = GRN
+
     def __init__(self, expansion_ratio=3, kernel_size=7, **kwargs):
         super().__init__(**kwargs)
         self.expansion_ratio = expansion_ratio
         self.kernel_size = kernel_size
         self.gradient_checkpointing = False
-        self.dwconv = DepthwiseConv(kernel_size, dtype=self.dtype_policy, name="dwconv")
-        self.grn = GRN(dtype=self.dtype_policy, name="grn")
 
     def build(self, input_shape, conditioning_shape=None):
         width = input_shape[-1]
         hidden = int(self.expansion_ratio * width)
-        self.adaln = linear(3 * width, kernel_initializer="zeros", dtype=wide(self.dtype_policy), name="adaln")
+        self.dwconv = self._mixer(dtype=self.dtype_policy, name="dwconv")
+        self.grn = self._response(dtype=self.dtype_policy, name="grn")
+        self.adaln = self._adaln(width)
         self.pwconv1 = linear(hidden, dtype=self.dtype_policy, name="pwconv1")
         self.pwconv2 = linear(width, dtype=self.dtype_policy, name="pwconv2")
-        self.adaln.build((None, width))
         self.dwconv.build(input_shape)
         self.pwconv1.build((None, None, None, width))
         self.grn.build((None, None, None, hidden))
         self.pwconv2.build((None, None, None, hidden))
+
+    def _mixer(self, **options):
+        return DepthwiseConv(self.kernel_size, **options)
+
+    def _adaln(self, width):
+        options = {"kernel_initializer": "zeros", "dtype": wide(self.dtype_policy), "name": "adaln"}
+        layer = linear(self.vectors * width, **options)
+        layer.build((None, width))
+        return layer
 
     def call(self, x, conditioning, training=None):
         if training and self.gradient_checkpointing:
@@ -164,11 +176,11 @@ class FCDMBlock(layers.Layer):
         return self._residual(x, conditioning)
 
     def _residual(self, x, conditioning):
-        shift, scale, gate = ops.split(self.adaln(ops.silu(conditioning)), 3, axis=-1)
-        fused = None if self._quantized() else kernels.fused_residual(x, self.pwconv1.units)
+        vectors = ops.split(self.adaln(ops.silu(conditioning)), self.vectors, axis=-1)
+        fused = kernels.fused_residual(x, self.pwconv1.units) if self._may_be_fused() else None
         if fused:
-            return fused(x, shift, scale, gate, *map(ops.convert_to_tensor, self._operands()))
-        return self.plain_residual(x, shift, scale, gate)
+            return fused(x, *vectors, *map(ops.convert_to_tensor, self._operands()))
+        return self.plain_residual(x, *vectors)
 
     def plain_residual(self, x, shift, scale, gate):
         """What a block computes, given adaLN's vectors `(B, d)`: the specification of the fused kernels."""
@@ -178,8 +190,9 @@ class FCDMBlock(layers.Layer):
         h = self.pwconv2(h)
         return x + ops.cast(gate, x.dtype)[:, None, None, :] * h
 
-    def _quantized(self):
-        return self.pwconv1.quantization_mode or self.pwconv2.quantization_mode
+    def _may_be_fused(self):
+        """Not where other parts stand in a derived block, and not where the linears are quantized."""
+        return type(self) is FCDMBlock and not (self.pwconv1.quantization_mode or self.pwconv2.quantization_mode)
 
     def _operands(self):
         """The weights in the order in which the fused residual takes them; kernels with their adapters."""

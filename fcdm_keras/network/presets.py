@@ -52,6 +52,8 @@ class _Backbone(msgspec.Struct):
     depths: Annotated[tuple[Annotated[int, Meta(ge=0, le=4096)], ...], Meta(min_length=1, max_length=64)] = (0,)
     kernel_size: Width = 1
     expansion_ratio: Annotated[float, Meta(gt=0, le=1024)] = 1.0
+    variant: str | None = None
+    head_width: Width | None = None
     conditioning: _Object | None = None
     dtype: dict[str, Any] | None = None
     policy: dict[str, Any] | None = None

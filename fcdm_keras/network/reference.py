@@ -4,6 +4,7 @@ A reference checkpoint is a dict with the state dicts `model` and `ema`, the opt
 Networks are found in other files too, by the name of one tensor; nothing stored in a file is executed.
 """
 
+import dataclasses
 import re
 import warnings
 from collections import deque
@@ -13,8 +14,11 @@ import numpy as np
 
 from fcdm_keras.files import replacing
 from fcdm_keras.formats.torch_files import Skipped, check_tensor, contents, read_torch_file, to_array
+from fcdm_keras.network.correspondence import LEVELS, told
+from fcdm_keras.network.correspondence import parameters as _parameters
 from fcdm_keras.network.costs import count
 from fcdm_keras.recipes import ModelSize
+from fcdm_keras.recipes.ablations import VARIANTS, variant_of
 
 _ANCHOR = "x_embedder.weight"  # what comes before it is a prefix of all names
 _TABLE = ".embedding_table.weight"
@@ -24,41 +28,41 @@ _FEW = 2**22  # numbers that a checkpoint may lack, to be named one by one
 _MODEL = re.compile(r"(^|_)model(_|$)", re.IGNORECASE)
 
 
-def load_torch_checkpoint(path, weights="ema", dtype=None, num_classes=None):
+def load_torch_checkpoint(path, weights="ema", dtype=None, num_classes=None, variant=None, head_width=None):
     """Builds a backbone from a reference checkpoint, reading every size from the tensors' shapes.
 
     Names may have a prefix (`module.`, `_orig_mod.`, `model.`), and the state dicts may lie deeper in the file or under
     other names (`state_dict`, `model_ema`), as long as one of them is meant.
 
     Args:
-        path: a file holding `model` and `ema` state dicts, one bare state dict, or a whole module: PyTorch's or
-            safetensors, see `read_torch_file`.
+        path: a file with `model` and `ema` state dicts, a bare one, or a whole module, see `read_torch_file`.
         weights: `"ema"` (what the paper samples with) or `"model"`. Weights that are called neither count as both.
         dtype: dtype policy of the backbone.
         num_classes: number of classes; needed where label tables have no row for "no class" (trained without label
             dropout) and the file's arguments do not say so. The mean of the other rows is put there.
+        variant: an ablation that it must be of; default what the tensors tell, which is FCDM where sizes alone differ.
+        head_width: channels of a head of the variant `neighborhood`, which tensors do not tell; default 32.
 
     Returns:
         An `FCDMBackbone` with the checkpoint's weights in float32.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds what could run code, numbers that are quantised or not finite, or is no
-            FCDM checkpoint.
+        ValueError: the file is damaged, holds what could run code, numbers that are quantised or not finite, or is of
+            no FCDM, or of another variant.
     """
     if weights not in ("ema", "model"):
         raise ValueError(f'weights must be "ema" or "model". Received: {weights!r}')
     content = read_torch_file(path)
     state = _state_dict(content, weights, path)
-    sizes, rows = _sizes(state, path)
+    sizes, rows = _sizes(state, variant, path)
     null_is_missing = _null_is_missing(content, rows, num_classes, path)
     sizes["num_classes"] = rows if null_is_missing else rows - 1
     _check_costs(sizes, state, path)
-
     from fcdm_keras.network.fcdm import FCDMBackbone  # slow to import: a bad file is refused without it
 
     try:
-        backbone = FCDMBackbone(**sizes, dtype=dtype)
+        backbone = FCDMBackbone(**sizes, dtype=dtype, head_width=head_width)
     except ValueError as error:
         raise ValueError(f"{path} is no FCDM checkpoint: {error}") from None
     _assign(backbone, state, rows if null_is_missing else None, path)
@@ -214,8 +218,9 @@ def _settings(content, name):
     return {value for value in found if isinstance(value, (int, float))}
 
 
-def _sizes(state, path):
+def _sizes(state, variant, path):
     """Arguments of the backbone but for `num_classes`, and the rows of its label tables."""
+    network, kind = _told(state, variant, path)
 
     def shape(name, rank):
         if name not in state:
@@ -225,77 +230,65 @@ def _sizes(state, path):
             raise ValueError(f"{path} is no FCDM checkpoint: {name} has shape {found}.")
         return found
 
-    levels = ("encoder_level_1", "encoder_level_2", "latent", "decoder_level_2", "decoder_level_1")
+    levels = LEVELS[network]
     blocks = {level: {name.split(".")[1] for name in state if name.startswith(f"{level}.")} for level in levels}
     block = next((f"{level}.0" for level in levels if blocks[level]), "latent.0")
     hidden, in_channels = shape("x_embedder.weight", 4)[:2]
-    wide, narrow = shape(f"{block}.pwconv1.weight", 4)[:2]
     sizes = {
         "hidden_channels": hidden,
         "depths": [len(blocks[level]) for level in levels],
         "in_channels": in_channels,
-        "out_channels": shape("final_layer.conv.weight", 4)[0],
-        "expansion_ratio": wide / narrow if wide % narrow else wide // narrow,
-        "kernel_size": shape(f"{block}.dwconv.weight", 4)[-1],
     }
-    return sizes, shape(f"y_embedder_1{_TABLE}", 2)[0]
+    if kind != "resnet":
+        wide, narrow = shape(f"{block}.pwconv1.weight", 4)[:2]
+        sizes["expansion_ratio"] = wide / narrow if wide % narrow else wide // narrow
+    if kind != "neighborhood":
+        sizes["kernel_size"] = shape(f"{block}.{'conv1' if kind == 'resnet' else 'dwconv'}.weight", 4)[-1]
+    if network == "isotropic":
+        sizes["out_channels"] = shape("final_layer.linear.weight", 2)[0] // 4
+    else:
+        sizes["out_channels"] = shape("final_layer.conv.weight", 4)[0]
+    sizes["variant"] = _named(variant, network, kind, sizes, path)
+    return sizes, shape(f"y_embedder{'' if network == 'isotropic' else '_1'}{_TABLE}", 2)[0]
+
+
+def _told(state, variant, path):
+    """The network and the kind of block that the tensors' names tell. Raises ValueError unless they are a variant's."""
+    network, kind = told(state)
+    row = variant_of(variant)
+    if variant and (row.network, row.block) != (network, kind):
+        others = [name for name, other in VARIANTS.items() if (other.network, other.block) == (network, kind)]
+        looks = "FCDM" if (network, kind) == ("fcdm", "fcdm") else f"the variant {' or '.join(others) or kind}"
+        raise ValueError(f"{path} is no checkpoint of the variant {variant}: by its tensors it is one of {looks}.")
+    return network, kind
+
+
+def _named(variant, network, kind, sizes, path):
+    """The name of the variant, for sizes that must be its; `None` for FCDM."""
+    if not variant and (network, kind) != ("fcdm", "fcdm"):
+        names = [name for name, row in VARIANTS.items() if (row.network, row.block) == (network, kind)]
+        fitting = [n for n in names if VARIANTS[n].expansion_ratio == sizes.get("expansion_ratio", 1)]
+        if not names:
+            raise ValueError(f"{path} is no FCDM checkpoint: its blocks have parts that no variant has together.")
+        variant = (fitting or names)[0]
+    row = variant_of(variant)
+    for name in ("kernel_size", "expansion_ratio"):
+        if variant and sizes.get(name, getattr(row, name)) != getattr(row, name):
+            raise ValueError(
+                f"{path} is no checkpoint of the variant {variant}: its {name} is {sizes[name]}, and the variant's is "
+                f"{getattr(row, name)}."
+            )
+    return variant
 
 
 def _check_costs(sizes, state, path):
     """Raises ValueError for sizes, taken from a few tensors' shapes, that ask for far more numbers than there are."""
-    options = {name: value for name, value in sizes.items() if name not in ("hidden_channels", "depths")}
-    parameters, _ = count(ModelSize(sizes["hidden_channels"], tuple(sizes["depths"])), **options)
+    options = {name: value for name, value in sizes.items() if name not in ("hidden_channels", "depths", "variant")}
+    size = ModelSize(sizes["hidden_channels"], tuple(sizes["depths"]))
+    size = dataclasses.replace(size, variant=sizes["variant"], network=variant_of(sizes["variant"]).network)
+    parameters, _ = count(size, **options)
     held = sum(tensor.numel() for tensor in state.values())
     if parameters > 2 * held + _FEW:
         raise ValueError(
             f"{path} is no FCDM checkpoint: its shapes ask for {parameters:,.0f} numbers, and it holds {held:,}."
         )
-
-
-# How a tensor is laid out in PyTorch and in Keras: (from torch, to torch).
-_VECTOR = (lambda w: w, lambda w: w)
-_LINEAR = (lambda w: w.T, lambda w: w.T)  # (out, in)
-_POINTWISE = (lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])  # (out, in, 1, 1)
-_CONV = (lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))  # (out, in, k, k)
-_DEPTHWISE = (lambda w: w.transpose(2, 3, 0, 1), lambda w: w.transpose(2, 3, 0, 1))  # (C, 1, k, k)
-_PER_CHANNEL = (lambda w: w.reshape(-1), lambda w: w[None, :, None, None])  # (1, C, 1, 1)
-
-
-def _parameters(backbone):
-    """Reference name → (variable, from torch, to torch) for every weight of `backbone`."""
-    parameters = {}
-
-    def add(name, layer, layout):
-        parameters[f"{name}.weight"] = (layer.kernel, *layout)
-        if layer.bias is not None:
-            parameters[f"{name}.bias"] = (layer.bias, *_VECTOR)
-
-    add("x_embedder", backbone.x_embedder, _CONV)
-    for i, (time, table) in enumerate(zip(backbone.time_embeddings, backbone.conditioning.tables, strict=True), 1):
-        add(f"t_embedder_{i}.mlp.0", time.hidden, _LINEAR)
-        add(f"t_embedder_{i}.mlp.2", time.out, _LINEAR)
-        parameters[f"y_embedder_{i}.embedding_table.weight"] = (table, *_VECTOR)
-    for level, blocks in (
-        ("encoder_level_1", backbone.encoder_1),
-        ("encoder_level_2", backbone.encoder_2),
-        ("latent", backbone.middle),
-        ("decoder_level_2", backbone.decoder_2),
-        ("decoder_level_1", backbone.decoder_1),
-    ):
-        for i, block in enumerate(blocks):
-            add(f"{level}.{i}.dwconv", block.dwconv, _DEPTHWISE)
-            add(f"{level}.{i}.pwconv1", block.pwconv1, _POINTWISE)
-            add(f"{level}.{i}.pwconv2", block.pwconv2, _POINTWISE)
-            add(f"{level}.{i}.adaLN_modulation.1", block.adaln, _LINEAR)
-            parameters[f"{level}.{i}.grn.gamma"] = (block.grn.gamma, *_PER_CHANNEL)
-            parameters[f"{level}.{i}.grn.beta"] = (block.grn.beta, *_PER_CHANNEL)
-    add("down1_2.conv.0", backbone.down_1.conv, _CONV)
-    add("down2_3.conv.0", backbone.down_2.conv, _CONV)
-    add("up3_2.conv.0", backbone.up_2.conv, _CONV)
-    add("up2_1.conv.0", backbone.up_1.conv, _CONV)
-    add("reduce_chans_2", backbone.merge_2, _POINTWISE)
-    add("reduce_chans_1", backbone.merge_1, _POINTWISE)
-    add("output_layer", backbone.output_layer, _CONV)
-    add("final_layer.adaLN_modulation.1", backbone.final_layer.adaln, _LINEAR)
-    add("final_layer.conv", backbone.final_layer.conv, _CONV)
-    return parameters

@@ -69,7 +69,7 @@ def spectral_energy(backbone, latents, condition, timesteps, *, seed=0, batch_si
 
 
 def channel_diversity(backbone, latents, condition, timesteps, *, with_grn=True, seed=0, batch_size=64):
-    """Mean pairwise cosine distance of the channels behind GRN, per block (figure 7).
+    """Mean pairwise cosine distance of the channels behind GRN, or the variant's CCA, per block (figure 7).
 
     Channel i of a sample is the vector x_i of its H·W activations. The distance is that of ConvNeXt V2 (section 3),
     (1 / C²) Σ_i Σ_j (1 − cos(x_i, x_j)) / 2: 0 if all channels are alike, about 1/2 if they are unrelated.
@@ -80,7 +80,13 @@ def channel_diversity(backbone, latents, condition, timesteps, *, with_grn=True,
 
     Returns:
         float64 `(blocks,)`, averaged over samples and timesteps, in the order in which the blocks run.
+
+    Raises:
+        ValueError: for a variant whose blocks have neither, and for one without GRN where it is to be the identity.
     """
+    kind = _response(backbone)
+    if not with_grn and kind is not GRN:
+        raise ValueError(f"The blocks of {backbone.name} have {kind.__name__} and no GRN that could be the identity.")
 
     def distances(x_t, times, condition):
         with _recorded(backbone.blocks) as activations:
@@ -135,14 +141,22 @@ def _at_timesteps(backbone, function, latents, condition, seed, batch_size, zero
     return run
 
 
+def _response(backbone):
+    """The class of what makes channels diverse in a backbone's blocks: GRN, or CCA in a variant."""
+    kinds = {type(block.grn) for block in backbone.blocks if hasattr(block, "grn")}
+    if not kinds:
+        raise ValueError(f"The blocks of {backbone.name} have neither GRN nor CCA, behind which channels are compared.")
+    return kinds.pop()
+
+
 @contextlib.contextmanager
 def _recorded(blocks):
-    """Within the context, the list it gives gets the output of each block's GRN."""
+    """Within the context, the list it gives gets the output of each block's GRN or CCA."""
     outputs = []
 
     def recording(grn):
         def call(x):
-            outputs.append(GRN.call(grn, x))
+            outputs.append(type(grn).call(grn, x))
             return outputs[-1]
 
         return call
@@ -213,8 +227,9 @@ def curves(options):
             bar = tqdm(timesteps, desc=source, unit="timestep", mininterval=0.2 if os.isatty(2) else 15)
             yield shown(source), (timesteps, spectral_energy(task.backbone, *samples, bar, **keywords))
         else:
-            for with_grn in (True, False):
-                name = f"{shown(source)}, {'with' if with_grn else 'without'} GRN"
+            kind = _response(task.backbone)
+            for with_grn in (True, False) if kind is GRN else (True,):
+                name = f"{shown(source)}, {'with' if with_grn else 'without'} {kind.__name__}"
                 values = channel_diversity(task.backbone, *samples, timesteps, with_grn=with_grn, **keywords)
                 yield name, (np.arange(1, len(values) + 1), values)
 

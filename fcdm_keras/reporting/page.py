@@ -107,8 +107,8 @@ def _run(run):
     config = run.config
     yield f"<h2>{escaping.escape(run.name)}</h2>"
     yield (
-        f'<p class="note">recipe {config.recipe}, FCDM-{config.model}, {config.image_size}×{config.image_size} pixels, '
-        f"{run.steps:,} of {config.steps:,} steps logged</p>"
+        f'<p class="note">recipe {config.recipe}, FCDM-{config.model_name}, '
+        f"{config.image_size}×{config.image_size} pixels, {run.steps:,} of {config.steps:,} steps logged</p>"
     )
     if run.judged:
         yield "<h3>Scores</h3>" + _table(("Score", "Value"), _score_rows(run))

@@ -107,11 +107,11 @@ def read_run(folder):
 def model_size(run):
     """Parameters in millions, and multiply-accumulates of one forward pass in billions, or `None` if not known."""
     config, side = run.config, latent_side(run)
-    if MODEL_SIZES[config.model].network not in COUNTS:
+    if config.size.network not in COUNTS:
         return None, None
     condition = {"num_classes": config.num_classes, "embedding_dim": run.embedding_dim}
     sides = (side, side) if side else ()
-    parameters, macs = count(MODEL_SIZES[config.model], *sides, in_channels=config.latent_channels, **condition)
+    parameters, macs = count(config.size, *sides, in_channels=config.latent_channels, **condition)
     return parameters / 1e6, macs / 1e9 if side else None
 
 
@@ -143,7 +143,7 @@ def our_rows(run):
         values = [scores.get(name) for name in SCORES]
         source = f"this run, {run.name}" + (f"/{file}, {scores.get('num_samples')} samples" if file else "")
         cells = (
-            f"FCDM-{run.config.model}",
+            f"FCDM-{run.config.model_name}",
             parameters and f"{parameters:.1f}",
             f"{run.steps:,}",
             gmacs and (f"{gmacs:.1f}" if gmacs >= 1 else f"{gmacs:.2g}"),

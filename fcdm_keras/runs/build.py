@@ -12,7 +12,7 @@ from fcdm_keras.diffusion.objectives import as_objective
 from fcdm_keras.files import replace_folder
 from fcdm_keras.network import adapters
 from fcdm_keras.network.backbones import BACKBONES
-from fcdm_keras.recipes import MODEL_SIZES
+from fcdm_keras.recipes.ablations import variant_of
 from fcdm_keras.runs.folder import ADAPTERS
 from fcdm_keras.sampling.tasks import ClassToImage
 from fcdm_keras.training.optimizer import AdamW
@@ -23,7 +23,7 @@ def build_backbone(config, conditioning=None):
     """A backbone with fresh weights, as `config` describes; the default conditioning is of its classes."""
     backend.allow_tf32()
     keras.utils.set_random_seed(config.seed % 2**32)
-    size = MODEL_SIZES[config.model]
+    size = config.size
     backbone = BACKBONES[size.network](
         size.hidden_channels,
         size.depths,
@@ -32,6 +32,7 @@ def build_backbone(config, conditioning=None):
         out_channels=build_objective(config).out_channels(config.latent_channels),
         conditioning=conditioning,
         dtype=config.precision,
+        **({"variant": size.variant} if size.variant else {}),
     )
     backbone.gradient_checkpointing = config.gradient_checkpointing
     return backbone
@@ -104,6 +105,8 @@ def check_start(source, target):
 def _sizes(backbone):
     """What a backbone's weights but the conditioning's depend on."""
     config = {"network": type(backbone).__name__, **backbone.get_config()}
+    if hasattr(backbone, "variant"):  # those with the same blocks differ in sizes alone
+        config["variant"] = variant_of(backbone.variant).block
     left_out = ("name", "trainable", "dtype", "conditioning")
     return {name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name not in left_out}
 

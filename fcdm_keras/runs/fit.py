@@ -155,9 +155,9 @@ def _evaluation(config, folder, data, task, tensorboard, start):
 
 
 def _describe(config, folder, data, trainer, start):
-    network = type(trainer.backbone).__name__.removesuffix("Backbone")
+    network = type(trainer.backbone).__name__.removesuffix("Backbone") if not config.variant else "FCDM"
     distribution.say(
-        f"{folder}: {network}-{config.model}, {trainer.backbone.count_params():,} parameters, "
+        f"{folder}: {network}-{config.model_name}, {trainer.backbone.count_params():,} parameters, "
         f"Keras {keras.__version__} on {keras.backend.backend()}, "
         f"{config.steps:,} steps of {config.global_batch_size} images"
         + (f", resumed at step {start:,}" if start else "")

@@ -7,7 +7,7 @@ from fcdm_keras import backend, distribution
 from fcdm_keras.distribution.supervision import check_agreement, check_shared
 from fcdm_keras.machine import memory
 from fcdm_keras.network import costs
-from fcdm_keras.recipes import MODEL_SIZES
+from fcdm_keras.recipes.ablations import variant_of
 from fcdm_keras.runs import build, data
 from fcdm_keras.runs.folder import CHECKPOINTS, newest_step
 
@@ -23,12 +23,17 @@ def check(config, folder, dataset):
         dataset: see `fcdm_keras.runs.datasets`.
     """
     distribution.check_batch(config.global_batch_size, config.accumulation_steps)
-    distribution.check_model(MODEL_SIZES[config.model].hidden_channels)
+    size, smallest = config.size, variant_of(config.variant).smallest_side
+    distribution.check_model(size.hidden_channels)
     check_agreement(dataclasses.asdict(config))
     check_shared(folder)
-    size = MODEL_SIZES[config.model]
-    if size.network in costs.COUNTS and hasattr(dataset, "latent_side"):
-        side = dataset.latent_side(config)
+    side = dataset.latent_side(config) if hasattr(dataset, "latent_side") else None
+    if side is not None and side < smallest:
+        raise ValueError(
+            f"The variant {config.variant} needs latents of at least {smallest}×{smallest}: give a larger "
+            f"--image-size. Received: {side}×{side}"
+        )
+    if side is not None and size.network in costs.COUNTS:
         parameters, _ = costs.count(size, side, side, in_channels=config.latent_channels, num_classes=1)
         check_disk(folder, STATE * parameters, config)
         _check_memory(config, side, parameters)
@@ -92,7 +97,7 @@ def _check_memory(config, side, parameters):
         needed += estimate.total(checkpointed=True)
     memory.check(
         needed,
-        f"Training {config.model} in batches of {config.global_batch_size:,}",
+        f"Training {config.model_name} in batches of {config.global_batch_size:,}",
         "use a smaller --global-batch-size, more --accumulation-steps, a smaller model, or more devices",
     )
     images = config.num_eval_samples * config.image_size**2 * 3 if config.eval_every else 0

@@ -1,4 +1,4 @@
-"""Tables: model sizes, samplers, the settings of a training run, and the recipes. Nothing heavy is imported."""
+"""Tables: model sizes, samplers, the settings of a training run, the recipes. Nothing heavy is imported."""
 
 import dataclasses
 
@@ -30,6 +30,7 @@ from fcdm_keras.options import (
     setting,
     share,
 )
+from fcdm_keras.recipes.ablations import VARIANTS, sized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class ModelSize:
     gmacs_256: float | None = None  # the paper's "FLOPs (G)" at 256 px (tables 2 and 3)
     gmacs_512: float | None = None  # the paper's "FLOPs (G)" at 512 px (table 5)
     network: str = "fcdm"  # in `fcdm_keras.network.backbones.BACKBONES`
+    variant: str = ""  # in `fcdm_keras.recipes.ablations.VARIANTS`; FCDM itself without
 
 
 # fmt: off
@@ -69,6 +71,7 @@ class TrainConfig:
     image_size: int = setting(REQUIRED, "side of the images, pixels", between(4, SIDE))
     num_classes: int = setting(REQUIRED, "number of classes; default the latent store's", between(1, 10**6))
     steps: int = changeable(REQUIRED, "optimizer steps in all", *STEPS)
+    variant: str = setting("", f"ablation of FCDM, its width scaled to the model's FLOPs: {', '.join(VARIANTS)}")
     latent_channels: int = setting(4, "channels of the latents", between(1, SIDE))
     latent_scale: float = setting(
         0.18215,
@@ -156,9 +159,20 @@ class TrainConfig:
         other = COUNTERPARTS.get(self.sampler, self.sampler)
         return self if fits or "sampler" in given else dataclasses.replace(self, sampler=other)
 
+    @property
+    def size(self):
+        """The `ModelSize` of the model, or of its variant."""
+        return sized(MODEL_SIZES[self.model], self.variant)
+
+    @property
+    def model_name(self):
+        """The model's name for people, with its variant's."""
+        return f"{self.model} ({self.variant})" if self.variant else self.model
+
     def check(self):
         """Raises ValueError, in one sentence, for values that cannot be trained with."""
         options.check(self)
+        sized(MODEL_SIZES[self.model], self.variant)
         if self.global_batch_size % self.accumulation_steps:
             raise ValueError(
                 f"global_batch_size must be divisible by accumulation_steps={self.accumulation_steps}. "
