@@ -28,6 +28,7 @@ class ModelSize:
     gmacs_256: float | None = None  # the paper's "FLOPs (G)" at 256 px (tables 2 and 3)
     gmacs_512: float | None = None  # the paper's "FLOPs (G)" at 512 px (table 5)
     network: str = "fcdm"  # in `fcdm_keras.network.backbones.BACKBONES`
+    options: dict = dataclasses.field(default_factory=dict, hash=False)  # more arguments of the backbone
 
 
 # fmt: off
@@ -39,6 +40,15 @@ MODEL_SIZES = {
     "XL": ModelSize(512, (3, 6, 12, 6, 3), 698_754_056, 64.6, 257.7),
 }
 # fmt: on
+_VIT = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}  # width, blocks, heads
+MODEL_SIZES |= {
+    f"{network}-{name}/{patch}": ModelSize(
+        width, (blocks,), network=network, options={"num_heads": heads, "patch_size": patch}
+    )
+    for network in ("dit", "sit")
+    for name, (width, blocks, heads) in _VIT.items()
+    for patch in (2, 4, 8)
+}
 SAMPLERS = ("ddpm", "ddim")  # the names in `fcdm_keras.diffusion.samplers.SAMPLERS`
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SEED_CHECKS = (at_least(0), below(2**64, "2**64"))

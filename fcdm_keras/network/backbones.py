@@ -1,6 +1,6 @@
 """The table of backbones: a name in `fcdm_keras.recipes.ModelSize.network` → the class."""
 
 from fcdm_keras.network.fcdm import FCDMBackbone
+from fcdm_keras.network.rivals.dit import DiTBackbone, SiTBackbone
 
-# A model is named by its class, here NAME_backbone: with that the paths of its variables begin.
-BACKBONES = {"fcdm": FCDMBackbone}
+BACKBONES = {"fcdm": FCDMBackbone, "dit": DiTBackbone, "sit": SiTBackbone}

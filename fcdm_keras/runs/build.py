@@ -29,6 +29,7 @@ def build_backbone(config, conditioning=None):
         in_channels=config.latent_channels,
         conditioning=conditioning,
         dtype=config.precision,
+        **size.options,
     )
     backbone.gradient_checkpointing = config.gradient_checkpointing
     return backbone

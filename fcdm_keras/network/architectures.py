@@ -1,0 +1,77 @@
+"""The networks whose published checkpoints can be read: how each is told, and what its tensors mean."""
+
+import dataclasses
+from collections.abc import Callable
+
+from fcdm_keras.network import torch_names
+from fcdm_keras.network.rivals import torch_names as rivals
+from fcdm_keras.recipes import MODEL_SIZES
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A network as its published code stores it.
+
+    Attributes:
+        title: its name in messages.
+        sign: part of a name that it has and those after it in the table have not.
+        sizes: of `torch_layouts.Shapes`, the backbone's arguments but `num_classes` and `asked`, and the rows of the
+            label tables.
+        parameters: of a backbone, its `torch_layouts.Parameters`.
+        constants: of a backbone, name → tensor of what a file holds beside them, which must be so.
+        asked: arguments that tensors cannot tell.
+    """
+
+    title: str
+    sign: str
+    sizes: Callable
+    parameters: Callable
+    constants: Callable = lambda backbone: {}
+    asked: tuple[str, ...] = ()
+
+
+# By the names in `fcdm_keras.network.backbones.BACKBONES`; the first whose sign is there counts.
+ARCHITECTURES = {
+    "fcdm": Architecture("FCDM", "x_embedder.weight", torch_names.sizes, torch_names.parameters),
+    "dit": Architecture("DiT", "pos_embed", rivals.dit_sizes, rivals.dit_parameters, rivals.positions, ("num_heads",)),
+    "sit": Architecture("SiT", "pos_embed", rivals.sit_sizes, rivals.dit_parameters, rivals.positions, ("num_heads",)),
+}
+
+
+def told(state, is_flow):
+    """The name of the architecture that a network's tensors are of; `None` if of none here.
+
+    Args:
+        state: name → tensor.
+        is_flow: whether the file's settings are SiT's, whose tensors are DiT's.
+    """
+    for name, architecture in ARCHITECTURES.items():
+        if any(architecture.sign in tensor for tensor in state):
+            return "sit" if is_flow and name == "dit" else name
+    return None
+
+
+def arguments_of(name, sizes, given, path):
+    """What `given` says of the arguments that tensors cannot tell.
+
+    Raises:
+        ValueError: one is missing, or there are others.
+    """
+    architecture = ARCHITECTURES[name]
+    if unknown := sorted(given.keys() - set(architecture.asked)):
+        takes = " and ".join(architecture.asked) or "none"
+        raise ValueError(
+            f"{path} holds {architecture.title}, whose tensors tell all arguments but {takes}. Received: {unknown[0]}"
+        )
+    if missing := [argument for argument in architecture.asked if argument not in given]:
+        hidden, depths = sizes["hidden_channels"], tuple(sizes["depths"])
+        known = [
+            f"; {size} has {row.options[missing[0]]}"
+            for size, row in MODEL_SIZES.items()
+            if (row.network, row.hidden_channels, row.depths) == (name, hidden, depths)
+        ]
+        raise ValueError(
+            f"{path} holds {architecture.title}, whose tensors do not tell {missing[0]}: give {missing[0]}=… "
+            f"(--{missing[0].replace('_', '-')}){''.join(known[:1])}."
+        )
+    return given

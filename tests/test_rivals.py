@@ -1,0 +1,110 @@
+"""The networks that FCDM is compared with, against their published code's results."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from helpers import nhwc, relative_error, to_numpy
+from keras import ops
+
+from fcdm_keras.diffusion import guidance
+from fcdm_keras.network.architectures import ARCHITECTURES
+from fcdm_keras.network.reference import load_torch_checkpoint
+
+BASELINES = GOLDEN / "baselines"
+HEADS = {"dit": 3, "sit": 2, "uvit": 3}
+NAMES = ["dit", "sit"]
+
+
+def load(name, weights="model", **options):
+    path = BASELINES / name / ("1.ckpt" if name == "uvit" else "checkpoint.pt")
+    arguments = {"num_heads": HEADS[name]} if name in HEADS else {}
+    return load_torch_checkpoint(path, weights, **{**arguments, **options})
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def network(request, golden):
+    """Name, backbone with the weights `model`, and the reference's results."""
+    return request.param, load(request.param), golden(f"baselines/{request.param}/forward")
+
+
+def called(backbone, arrays, times="t"):
+    return backbone({"x_t": nhwc(arrays["x"]), "timesteps": arrays[times], "labels": arrays["y"].astype("int32")})
+
+
+def test_forward_pass(network):
+    _, backbone, arrays = network
+    assert type(backbone).__name__.removesuffix("Backbone").lower() == network[0]
+    assert relative_error(called(backbone, arrays, "t_frac"), nhwc(arrays["out_t_frac"])) < 5e-5
+    assert relative_error(called(backbone, arrays), nhwc(arrays["out"])) < 5e-4
+
+
+def test_forward_pass_of_the_average(network):
+    name, _, arrays = network
+    assert relative_error(called(load(name, "ema"), arrays), nhwc(arrays["out_ema"])) < 5e-4
+
+
+def test_guidance(network):
+    name, backbone, arrays = network
+    rows = 2  # conditional; then those of the null class, which U-ViT's code adds by itself
+    x_t, times, labels = (
+        ops.convert_to_tensor(a[:rows]) for a in (nhwc(arrays["cfg_x"]), arrays["cfg_t"], arrays["cfg_y"])
+    )
+    scale, mode = float(arrays["cfg_scale"]), "first_three"
+    if name == "uvit":
+        scale, mode = 1 + scale, "all"
+    predict = guidance.guide(
+        lambda x, t, y: backbone({"x_t": x, "timesteps": t, "labels": y}),
+        ops.cast(labels, "int32"),
+        backbone.conditioning.null(rows),
+        scale,
+        mode,
+    )
+    assert relative_error(predict(x_t, times), nhwc(arrays["cfg_out"])[:rows]) < 5e-4
+
+
+def gradients(backbone, x_t, others, cotangent):
+    """Of the scalar sum(output · cotangent): to `x_t`, and to the trainable variables."""
+    variables = backbone.trainable_variables
+
+    def scalar(x):
+        return ops.sum(backbone({"x_t": x, **others}) * ops.convert_to_tensor(cotangent))
+
+    if keras.backend.backend() == "torch":
+        import torch
+
+        x = torch.tensor(x_t, requires_grad=True)
+        scalar(x).backward()
+        return x.grad.numpy(), [v.value.grad.numpy() for v in variables]
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        x = tf.constant(x_t)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = scalar(x)
+        found = tape.gradient(value, [x, *(v.value for v in variables)])
+        return to_numpy(found[0]), [to_numpy(tf.convert_to_tensor(g)) for g in found[1:]]
+    import jax
+
+    def stateless(x, values):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return scalar(x)
+
+    to_x, to_weights = jax.jit(jax.grad(stateless, (0, 1)))(x_t, [v.value for v in variables])
+    return np.asarray(to_x), [np.asarray(g) for g in to_weights]
+
+
+def test_gradients(network, golden):
+    name, backbone, arrays = network
+    expected = golden(f"baselines/{name}/grads")
+    others = {"timesteps": arrays["t_frac"], "labels": arrays["y"].astype("int32")}
+    to_x, to_weights = gradients(backbone, nhwc(arrays["x"]), others, nhwc(expected["cotangent"]))
+    assert relative_error(to_x, nhwc(expected["grad_x"])) < 1e-3
+    by_variable = {id(v): g for v, g in zip(backbone.trainable_variables, to_weights, strict=True)}
+    parameters = ARCHITECTURES[name].parameters(backbone)
+    assert {f"grad/{key}" for key in parameters} == {key for key in expected if key.startswith("grad/")}
+    for key, (variable, _, to_torch) in parameters.items():
+        assert relative_error(to_torch(by_variable[id(variable)]), expected[f"grad/{key}"]) < 1e-3, key
