@@ -33,6 +33,10 @@ class Architecture:
 # By the names in `fcdm_keras.network.backbones.BACKBONES`; the first whose sign is there counts.
 ARCHITECTURES = {
     "fcdm": Architecture("FCDM", "x_embedder.weight", torch_names.sizes, torch_names.parameters),
+    "dico": Architecture("DiCo", "reduce_chan_level", rivals.dico_sizes, rivals.dico_parameters),
+    "dic": Architecture("DiC", "lat_blocks.", rivals.dic_sizes, rivals.dic_parameters),
+    "dig": Architecture("DiG", ".attn.gk_proj.", rivals.dig_sizes, rivals.dig_parameters, rivals.positions),
+    "uvit": Architecture("U-ViT", "patch_embed.", rivals.uvit_sizes, rivals.uvit_parameters, asked=("num_heads",)),
     "dit": Architecture("DiT", "pos_embed", rivals.dit_sizes, rivals.dit_parameters, rivals.positions, ("num_heads",)),
     "sit": Architecture("SiT", "pos_embed", rivals.sit_sizes, rivals.dit_parameters, rivals.positions, ("num_heads",)),
 }

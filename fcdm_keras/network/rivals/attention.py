@@ -4,8 +4,8 @@ import keras
 from keras import layers, ops
 
 from fcdm_keras import kernels
-from fcdm_keras.network.layers import Dense, Linear
 from fcdm_keras.network.initializers import XavierUniform
+from fcdm_keras.network.layers import Dense, Linear
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
