@@ -47,9 +47,7 @@ def test_forward_pass_of_the_average(network):
 def test_guidance(network):
     name, backbone, arrays = network
     rows = 2  # conditional; then those of the null class, which U-ViT's code adds by itself
-    x_t, times, labels = (
-        ops.convert_to_tensor(a[:rows]) for a in (nhwc(arrays["cfg_x"]), arrays["cfg_t"], arrays["cfg_y"])
-    )
+    x_t, times, labels = nhwc(arrays["cfg_x"])[:rows], arrays["cfg_t"][:rows], arrays["cfg_y"][:rows]
     scale, mode = float(arrays["cfg_scale"]), "first_three"
     if name == "uvit":
         scale, mode = 1 + scale, "all"
@@ -60,12 +58,8 @@ def test_guidance(network):
         scale,
         mode,
     )
-    assert (
-        relative_error(
-            predict(ops.convert_to_tensor(nhwc(x_t)), ops.convert_to_tensor(times)), nhwc(arrays["cfg_out"])[:rows]
-        )
-        < 5e-4
-    )
+    output = predict(ops.convert_to_tensor(x_t), ops.convert_to_tensor(times))
+    assert relative_error(output, nhwc(arrays["cfg_out"])[:rows]) < 5e-4
 
 
 def gradients(backbone, x_t, others, cotangent):

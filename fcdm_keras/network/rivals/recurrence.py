@@ -42,7 +42,7 @@ def gated_linear_attention(q, k, v, g):
     total = sums[:, :, -1]
     decayed = q * ops.exp(sums)
     scores = ops.einsum("bnihd,bnjhd->bnhij", decayed, k * ops.exp(-sums))
-    scores = scores * np.tri(CHUNK, dtype=keras.backend.standardize_dtype(scores.dtype))
+    scores = scores * ops.convert_to_tensor(np.tri(CHUNK), scores.dtype)
     inside = ops.einsum("bnhij,bnjhe->bnihe", scores, v)
     added = ops.einsum("bnjhd,bnjhe->bnhde", k * ops.exp(total[:, :, None] - sums), v)
     _, states = ops.associative_scan(_then, (ops.exp(total)[..., None], added), axis=1)
