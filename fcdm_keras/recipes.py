@@ -43,12 +43,34 @@ MODEL_SIZES = {
 _VIT = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}  # width, blocks, heads
 MODEL_SIZES |= {
     f"{network}-{name}/{patch}": ModelSize(
-        width, (blocks,), network=network, options={"num_heads": heads, "patch_size": patch}
+        width,
+        (blocks,),
+        network=network,
+        options={"num_heads": 18 if (network, name) == ("dig", "xl") else heads, "patch_size": patch},
     )
-    for network in ("dit", "sit")
+    for network, patches in (("dit", (2, 4, 8)), ("sit", (2, 4, 8)), ("dig", (2,)))
     for name, (width, blocks, heads) in _VIT.items()
-    for patch in (2, 4, 8)
+    for patch in patches
 }
+# fmt: off
+MODEL_SIZES |= {
+    "uvit-l/2": ModelSize(1024, (20,), network="uvit", options={"num_heads": 16}),
+    "uvit-h/2": ModelSize(1152, (28,), network="uvit", options={"num_heads": 16, "final_conv": False}),
+    "uvit-m/4": ModelSize( 768, (16,), network="uvit", options={"num_heads": 12, "patch_size": 4, "input_size": 64}),
+    "uvit-l/4": ModelSize(1024, (20,), network="uvit", options={"num_heads": 16, "patch_size": 4, "input_size": 64}),
+    "uvit-h/4": ModelSize(1152, (28,), network="uvit",
+                          options={"num_heads": 16, "patch_size": 4, "input_size": 64, "final_conv": False}),
+    "dico-s":   ModelSize( 128, ( 5,  4,  4,  4,  4), network="dico"),
+    "dico-b":   ModelSize( 256, ( 5,  4,  4,  4,  4), network="dico"),
+    "dico-l":   ModelSize( 352, ( 9,  8,  9,  8,  9), network="dico"),
+    "dico-xl":  ModelSize( 416, ( 9,  9, 10,  9,  9), network="dico"),
+    "dico-h":   ModelSize( 416, (14, 12, 10, 12, 14), network="dico", options={"mlp_ratio": 4.0}),
+    "dic-s":    ModelSize(  96, ( 6,  6,  5,  6,  6), network="dic"),
+    "dic-b":    ModelSize( 192, ( 6,  6,  5,  6,  6), network="dic"),
+    "dic-xl":   ModelSize( 384, ( 7,  7,  8,  7,  7), network="dic"),
+    "dic-h":    ModelSize( 384, (14, 14, 10, 14, 14), network="dic"),
+}
+# fmt: on
 SAMPLERS = ("ddpm", "ddim")  # the names in `fcdm_keras.diffusion.samplers.SAMPLERS`
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SEED_CHECKS = (at_least(0), below(2**64, "2**64"))

@@ -1,5 +1,8 @@
 """The networks that FCDM is compared with, against their published code's results."""
 
+import json
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -9,7 +12,9 @@ from keras import ops
 
 from fcdm_keras.diffusion import guidance
 from fcdm_keras.network.architectures import ARCHITECTURES
+from fcdm_keras.network.backbones import BACKBONES
 from fcdm_keras.network.reference import load_torch_checkpoint
+from fcdm_keras.recipes import MODEL_SIZES
 
 BASELINES = GOLDEN / "baselines"
 HEADS = {"dit": 3, "sit": 2, "uvit": 3}
@@ -105,3 +110,39 @@ def test_gradients(network, golden):
     assert {f"grad/{key}" for key in parameters} == {key for key in expected if key.startswith("grad/")}
     for key, (variable, _, to_torch) in parameters.items():
         assert relative_error(to_torch(by_variable[id(variable)]), expected[f"grad/{key}"]) < 1e-3, key
+
+
+SIZES = json.loads((BASELINES / "sizes.json").read_text())
+LATENTS = {  # rows of the published sizes that are ours under another name or with other arguments
+    "U-ViT-H/2": ("uvit-h/2", {"out_channels": 4}),
+    "U-ViT-L/2": ("uvit-l/2", {"out_channels": 4}),
+    "U-ViT-H/4": ("uvit-h/4", {"out_channels": 4}),
+    "U-ViT-L/4": ("uvit-l/4", {"out_channels": 4}),
+    "U-ViT-L/4 (pixels)": ("uvit-l/4", {"in_channels": 3, "out_channels": 3, "num_classes": 999}),
+    "U-ViT-M/4 (pixels)": ("uvit-m/4", {"in_channels": 3, "out_channels": 3, "num_classes": 999}),
+}
+
+
+@pytest.fixture
+def shapes_alone():
+    """Variables that are made in a test have shapes and no numbers."""
+    with keras.StatelessScope(initialize_variables=False):
+        yield
+    keras.utils.clear_session()
+
+
+@pytest.mark.no_backend
+@pytest.mark.parametrize("published", [name for name in SIZES if not name.startswith("FCDM")])
+def test_parameters_of_every_published_size(published, shapes_alone):
+    name, options = LATENTS.get(published, (published.lower(), {}))
+    size = MODEL_SIZES[name]
+    backbone = BACKBONES[size.network](size.hidden_channels, size.depths, **{**size.options, **options})
+    trainable = sum(math.prod(variable.shape) for variable in backbone.trainable_variables)
+    for sides, row in SIZES[published].items():
+        if sides == "official_name":
+            continue
+        assert trainable == row["trainable_parameters"]
+        fixed = 0  # positions, which are computed here and stored there
+        if size.network in ("dit", "sit", "dig"):
+            fixed = math.prod(backbone.positions(*(int(s) // backbone.patch_size for s in sides.split("x"))).shape)
+        assert trainable + fixed == row["parameters"]
