@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fcdm_keras.files import replacing
+from fcdm_keras.formats.numbers import on_host
 from fcdm_keras.formats.torch_files import read_torch_file, to_array
 from fcdm_keras.network import costs
 from fcdm_keras.network.architectures import ARCHITECTURES, arguments_of, told
@@ -55,11 +56,7 @@ def load_torch_checkpoint(path, weights="ema", dtype=None, num_classes=None, arc
     content = read_torch_file(_file(path, weights))
     state = state_dict(content, weights, _ANCHORS, path)
     name = _architecture(state, content, architecture, path)
-    what = f"{path} is no {ARCHITECTURES[name].title} checkpoint"
-    sizes, rows = ARCHITECTURES[name].sizes(Shapes(state, what))
-    null_is_missing = _null_is_missing(content, rows, num_classes, path)
-    sizes["num_classes"] = rows if null_is_missing else rows - 1
-    _check_costs(name, sizes, state, what)
+    sizes, rows_without_null = _sizes(name, state, content, num_classes, path)
     sizes |= arguments_of(name, sizes, arguments, path)
 
     from fcdm_keras.network.backbones import BACKBONES  # slow to import: a bad file is refused without it
@@ -68,13 +65,7 @@ def load_torch_checkpoint(path, weights="ema", dtype=None, num_classes=None, arc
         backbone = BACKBONES[name](**sizes, dtype=dtype)
     except ValueError as error:
         raise ValueError(f"{path} is not read as {ARCHITECTURES[name].title}: {error}") from None
-    _assign(backbone, ARCHITECTURES[name], state, rows if null_is_missing else None, path)
-    if null_is_missing:
-        warnings.warn(
-            f"{path} was trained without label dropout, so that guidance means nothing for this model: the mean of all "
-            'classes stands for "no class".',
-            stacklevel=2,
-        )
+    _assign(backbone, ARCHITECTURES[name], state, rows_without_null, path)
     return backbone
 
 
@@ -119,10 +110,25 @@ def _architecture(state, content, given, path):
     )
 
 
+def _sizes(name, state, content, num_classes, path):
+    """Arguments of the backbone that tensors tell, and the rows of label tables that have none for "no class"."""
+    what = f"{path} is no {ARCHITECTURES[name].title} checkpoint"
+    sizes, rows = ARCHITECTURES[name].sizes(Shapes(state, what))
+    if not _null_is_missing(content, rows, num_classes, path):
+        sizes["num_classes"], rows_without_null = rows - 1, None
+    else:
+        sizes["num_classes"] = rows_without_null = rows
+        warnings.warn(
+            f"{path} was trained without label dropout, so that guidance means nothing for this model: the mean of all "
+            'classes stands for "no class".',
+            stacklevel=3,
+        )
+    _check_costs(name, sizes, state, what)
+    return sizes, rows_without_null
+
+
 def _assign(backbone, architecture, state, rows_without_null, path):
     """Gives `backbone` the tensors of `state`; label tables of `rows_without_null` rows get the mean row as a last."""
-    from keras import ops
-
     expected, constants = architecture.parameters(backbone), architecture.constants(backbone)
     names = expected.keys() | constants.keys()
     missing, unknown = sorted(names - state.keys()), sorted(state.keys() - names)
@@ -139,7 +145,7 @@ def _assign(backbone, architecture, state, rows_without_null, path):
             raise ValueError(f"{path}: {name} has shape {value.shape}, and the other tensors ask for {shape}.")
         variable.assign(from_torch(value))
     for name, constant in constants.items():
-        value, constant = to_array(f"{path}: {name}", state[name]), ops.convert_to_numpy(constant)
+        value, constant = to_array(f"{path}: {name}", state[name]), on_host(constant)
         if value.shape != constant.shape or np.abs(value - constant).max() > _FIXED:
             raise ValueError(f"{path}: {name} is not the fixed table of {architecture.title}.")
 
