@@ -114,10 +114,10 @@ def test_several_networks_are_not_guessed_at(path, states):
 
 
 def test_another_network_is_named_by_its_tensors(path):
-    dit = {"pos_embed": torch.zeros(1, 4, 8), "x_embedder.proj.weight": torch.zeros(8, 4, 2, 2)}
-    torch.save({"model": dit, "ema": dit}, path)
+    other = {"cls_token": torch.zeros(1, 1, 8), "x_embedder.proj.weight": torch.zeros(8, 4, 2, 2)}
+    torch.save({"model": other, "ema": other}, path)
     message = message_of(path)
-    assert "no tensor x_embedder.weight, but pos_embed, x_embedder.proj.weight, which are names of DiT" in message
+    assert "holds none of fcdm, dit, sit, " in message and "but cls_token, x_embedder.proj.weight." in message
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.ckpt", "a.pth", "a.bin", "a", "a.sft"])

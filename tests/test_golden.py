@@ -7,7 +7,8 @@ from keras import ops
 
 from fcdm_keras.diffusion import guidance, samplers
 from fcdm_keras.diffusion.gaussian import GaussianDiffusion
-from fcdm_keras.network.reference import _parameters, load_torch_checkpoint
+from fcdm_keras.network.reference import load_torch_checkpoint
+from fcdm_keras.network.torch_names import parameters
 from fcdm_keras.training.optimizer import AdamW
 from fcdm_keras.training.trainer import DiffusionTrainer
 
@@ -199,7 +200,7 @@ def test_losses_of_four_training_steps(trained, golden):
 def _by_name(backbone, values):
     """Reference name → value in PyTorch's layout, from values in the order of the trainable variables."""
     values = {id(v): value for v, value in zip(backbone.trainable_variables, values, strict=True)}
-    return {name: to_torch(values[id(v)]) for name, (v, _, to_torch) in _parameters(backbone).items()}
+    return {name: to_torch(values[id(v)]) for name, (v, _, to_torch) in parameters(backbone).items()}
 
 
 @pytest.mark.parametrize("kind", ["grad0", "final", "ema"])

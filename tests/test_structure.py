@@ -24,11 +24,15 @@ LAZY = {
         ("fcdm_keras.runs.command", "main"),
         ("fcdm_keras.runs.shared", "if_one_of_several"),
         ("fcdm_keras.runs.datasets", "open"),
+        ("fcdm_keras.runs.datasets", "latent_side"),
+        ("fcdm_keras.runs.datasets", "load_start"),
         ("fcdm_keras.runs.datasets", "fitted"),
         ("fcdm_keras.runs.datasets", "prepare"),
         ("fcdm_keras.network.reference", "load_torch_checkpoint"),  # a bad file is refused first
         ("fcdm_keras.network.reference", "save_torch_state_dict"),
         ("t2i.datasets", "open"),
+        ("t2i.datasets", "latent_side"),
+        ("t2i.datasets", "load_start"),
         ("t2i.datasets", "fitted"),
         ("t2i.encode", "main"),
         ("t2i.sample", "main"),
@@ -201,7 +205,14 @@ def test_what_is_read_before_anything_heavy_needs_the_standard_library_and_msgsp
     quick = {"arguments", "recipes", "files", "machine", "machine.memory", "options", "signals", "moved", "registry"}
     quick |= {"runs.folder", "runs.command", "runs.datasets", "runs.owner", "runs.history", "runs.outputs"}
     quick |= {"runs.shared", "formats", "formats.documents", "data", "data.store_metadata"}
-    quick |= {"sampling.flags", "data.classes", "machine.engine", "machine.terminal", "recipes.ablations"}
+    quick |= {
+        "sampling.flags",
+        "data.classes",
+        "machine.engine",
+        "machine.terminal",
+        "recipes.ablations",
+        "recipes.sizes",
+    }
     modules = [*(f"fcdm_keras.{name}" for name in quick), "t2i", "t2i.recipes", "t2i.datasets"]
     for module in modules:
         own = set(imported(module, ast.Module(TREES[module].body, [])))

@@ -6,6 +6,7 @@ where the weights' have `/`); AdamW's moments follow by themselves.
 
 import keras
 
+from fcdm_keras.backend.hub import default_name
 from fcdm_keras.network.backbones import BACKBONES
 
 
@@ -19,6 +20,6 @@ def layout_map(mesh):
 
 def patterns():
     """Pairs of a pattern, which matches whole variable paths, of weights and of their averages, and the axes."""
-    for name, backbone in BACKBONES.items():
+    for backbone in BACKBONES.values():
         for variable, axes in backbone.layout:
-            yield rf"(.*/)?{name}_backbone(_\d+)?/{variable}".replace("/", "[/_]"), axes
+            yield rf"(.*/)?{default_name(backbone)}(_\d+)?/{variable}".replace("/", "[/_]"), axes

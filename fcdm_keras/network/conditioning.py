@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from fcdm_keras.arguments import COUNTED, check_integer
+from fcdm_keras.arguments import COUNTED, check_integer, check_number
 from fcdm_keras.network.initializers import Normal
 
 
@@ -31,12 +31,14 @@ class ClassConditioning(layers.Layer):
     Args:
         num_classes: number of classes; index `num_classes` is the null class.
         widths: widths of the vectors, finest level first. The backbone fills them in.
+        stddev: standard deviation of new embeddings, at least 0.
     """
 
     input_name = "labels"
 
-    def __init__(self, num_classes, widths=None, **kwargs):
+    def __init__(self, num_classes, widths=None, stddev=0.02, **kwargs):
         super().__init__(**{"name": "class_conditioning", **kwargs, "dtype": "float32"})
+        self.stddev = check_number("stddev", stddev)
         self.num_classes = check_integer("num_classes", num_classes, 1, COUNTED - 1)
         self.widths = widths and tuple(widths)
 
@@ -45,7 +47,7 @@ class ClassConditioning(layers.Layer):
             self.add_weight(
                 name=f"table_{level}",
                 shape=(self.num_classes + 1, width),
-                initializer=Normal(0.02),
+                initializer=Normal(self.stddev),
             )
             for level, width in enumerate(self.widths, start=1)
         ]
@@ -93,7 +95,8 @@ class ClassConditioning(layers.Layer):
         return labels.astype("int32")
 
     def get_config(self):
-        return {**super().get_config(), "num_classes": self.num_classes, "widths": self.widths}
+        config = {"num_classes": self.num_classes, "widths": self.widths, "stddev": self.stddev}
+        return {**super().get_config(), **config}
 
 
 def as_labels(labels, num_classes, levels=None, one_hot=False, outside=False):

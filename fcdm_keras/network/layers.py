@@ -67,18 +67,20 @@ class DepthwiseConv(layers.Layer):
 
     Args:
         kernel_size: odd integer k.
+        initializer: of the kernel; default Xavier-uniform.
     """
 
-    def __init__(self, kernel_size=7, **kwargs):
+    def __init__(self, kernel_size=7, initializer=None, **kwargs):
         super().__init__(**kwargs)
         if check_integer("kernel_size", kernel_size) % 2 == 0:
             raise ValueError(f"kernel_size must be a positive odd integer. Received: {kernel_size}")
         self.kernel_size = kernel_size
+        self.initializer = keras.initializers.get(initializer or XavierUniform())
 
     def build(self, input_shape):
         channels = input_shape[-1]
         self.kernel = self.add_weight(
-            name="kernel", shape=(self.kernel_size, self.kernel_size, channels, 1), initializer=XavierUniform()
+            name="kernel", shape=(self.kernel_size, self.kernel_size, channels, 1), initializer=self.initializer
         )
         self.bias = self.add_weight(name="bias", shape=(channels,), initializer="zeros")
 
@@ -90,7 +92,8 @@ class DepthwiseConv(layers.Layer):
         return input_shape
 
     def get_config(self):
-        return {**super().get_config(), "kernel_size": self.kernel_size}
+        initializer = keras.initializers.serialize(self.initializer)
+        return {**super().get_config(), "kernel_size": self.kernel_size, "initializer": initializer}
 
 
 @keras.saving.register_keras_serializable("fcdm_keras")
@@ -236,11 +239,7 @@ class TimestepEmbedding(layers.Layer):
         self.out.build((None, self.width))
 
     def call(self, timesteps):
-        half = self.frequency_dim // 2
-        exponents = ops.arange(half, dtype="float32") / half
-        frequencies = ops.exp(-math.log(self.max_period) * exponents)
-        angles = ops.cast(timesteps, "float32")[:, None] * frequencies[None]
-        features = ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
+        features = timestep_features(timesteps, self.frequency_dim, self.max_period)
         return self.out(ops.silu(self.hidden(features)))
 
     def compute_output_shape(self, input_shape):
@@ -285,6 +284,15 @@ class FinalLayer(layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "channels": self.channels}
+
+
+def timestep_features(timesteps, size, max_period=10_000):
+    """`[cos(t f), sin(t f)]` of timesteps `(B,)`, `(B, size)`, float32; f falls from 1 to nearly 1 / max_period."""
+    half = size // 2
+    exponents = ops.arange(half, dtype="float32") / half
+    frequencies = ops.exp(-math.log(max_period) * exponents)
+    angles = ops.cast(timesteps, "float32")[:, None] * frequencies[None]
+    return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
 
 
 def modulate(x, shift, scale):

@@ -1,4 +1,4 @@
-"""Tables: model sizes, samplers, the settings of a training run, the recipes. Nothing heavy is imported."""
+"""Tables: the settings of a training run, the recipes; model sizes (`sizes`), ablations. Nothing heavy is imported."""
 
 import dataclasses
 
@@ -31,30 +31,9 @@ from fcdm_keras.options import (
     share,
 )
 from fcdm_keras.recipes.ablations import VARIANTS, sized
+from fcdm_keras.recipes.sizes import MODEL_SIZES, ModelSize  # noqa: F401
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelSize:
-    """Sizes of one model: C, blocks per level, and the figures that `python -m fcdm_keras.model_table` recomputes."""
-
-    hidden_channels: int
-    depths: tuple[int, ...]
-    parameters: int | None = None  # exact, 1000 classes and 4 latent channels
-    gmacs_256: float | None = None  # the paper's "FLOPs (G)" at 256 px (tables 2 and 3)
-    gmacs_512: float | None = None  # the paper's "FLOPs (G)" at 512 px (table 5)
-    network: str = "fcdm"  # in `fcdm_keras.network.backbones.BACKBONES`
-    variant: str = ""  # in `fcdm_keras.recipes.ablations.VARIANTS`; FCDM itself without
-
-
-# fmt: off
-MODEL_SIZES = {
-    "XS": ModelSize( 32, (1, 2,  2, 2, 1)),                            # ours, for small images
-    "S":  ModelSize(128, (2, 4,  8, 4, 2),  32_699_912,  3.1),
-    "B":  ModelSize(256, (2, 4,  8, 4, 2), 127_675_400, 12.2),
-    "L":  ModelSize(512, (2, 4,  8, 4, 2), 504_453_128, 48.3),
-    "XL": ModelSize(512, (3, 6, 12, 6, 3), 698_754_056, 64.6, 257.7),
-}
-# fmt: on
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SEED_CHECKS = (at_least(0), below(2**64, "2**64"))
 STEPS = (at_least(1), below(10**9, "10**9: checkpoints have nine digits in their names"))

@@ -33,6 +33,7 @@ def build_backbone(config, conditioning=None):
         conditioning=conditioning,
         dtype=config.precision,
         **({"variant": size.variant} if size.variant else {}),
+        **size.options,
     )
     backbone.gradient_checkpointing = config.gradient_checkpointing
     return backbone
