@@ -33,7 +33,6 @@ from fcdm_keras.options import (
 from fcdm_keras.recipes.ablations import VARIANTS, sized
 from fcdm_keras.recipes.sizes import MODEL_SIZES, ModelSize  # noqa: F401
 
-
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SEED_CHECKS = (at_least(0), below(2**64, "2**64"))
 STEPS = (at_least(1), below(10**9, "10**9: checkpoints have nine digits in their names"))
