@@ -7,7 +7,7 @@ multiply-accumulates. Nothing heavy is imported.
 """
 
 from fcdm_keras.network.costs import count
-from fcdm_keras.options import command_parser
+from fcdm_keras.options import command_parser, reported
 from fcdm_keras.recipes import MODEL_SIZES
 from fcdm_keras.reporting import architectures
 
@@ -34,11 +34,12 @@ def main(arguments=None):
         "Parameters and GMACs of FCDM-S, -B, -L and -XL, ablations and others, recomputed, beside the paper's figures."
     )
     command_parser("fcdm_keras.model_table", text).parse_args(arguments)
-    print(
-        "1000 classes, 4 latent channels. FLOPs (G): the paper's count, torchprofile's: multiply-accumulates and\n"
-        "elementwise products. MACs (G): multiply-accumulates alone. One forward pass of one image."
-    )
-    print("\n".join(architectures.text()))
+    with reported(computes=False):
+        print(
+            "1000 classes, 4 latent channels. FLOPs (G): the paper's count, torchprofile's: multiply-accumulates and\n"
+            "elementwise products. MACs (G): multiply-accumulates alone. One forward pass of one image."
+        )
+        print("\n".join(architectures.text()))
 
 
 if __name__ == "__main__":

@@ -246,11 +246,15 @@ def command_parser(module, description, **options):
 
 
 @contextlib.contextmanager
-def reported(stopped="Stopped."):
-    """The frame of a command: what its user can mend ends the program with one line, and a signal with `stopped`."""
+def reported(stopped="Stopped.", computes=True):
+    """The frame of a command: what its user can mend ends the program with one line, and a signal with `stopped`.
+
+    A command that `computes` needs an engine, which is looked for first.
+    """
     try:
         with terminal.lasting(), signals.ending(stopped):
-            engine.check()
+            if computes:
+                engine.check()
             yield
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
