@@ -117,7 +117,10 @@ def test_another_network_is_named_by_its_tensors(path):
     other = {"cls_token": torch.zeros(1, 1, 8), "x_embedder.proj.weight": torch.zeros(8, 4, 2, 2)}
     torch.save({"model": other, "ema": other}, path)
     message = message_of(path)
-    assert "holds a network that is none of fcdm, dico, " in message and "sit: cls_token, x_embedder.proj.weight." in message
+    assert (
+        "holds a network that is none of fcdm, dico, " in message
+        and "sit: cls_token, x_embedder.proj.weight." in message
+    )
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.ckpt", "a.pth", "a.bin", "a", "a.sft"])

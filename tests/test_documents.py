@@ -171,7 +171,7 @@ def test_names_and_dtypes_of_parts_do_not_contradict(preset, tmp_path):
         ("e.json", '{"fid": "low"}', r'e.json .* at \$.fid, expected `float . null`, got `str`. Received: "low"'),
         ("text.json", "{}", r"text.json .* at \$, object missing required field `identity`"),
         ("history.json", '[{"step": 1}]', r"history.json .* at \$\[0\], object missing required field `date`"),
-        ("log.csv", "a,b\n1,2\n", "log.csv .* a header with step, loss, mse, vb, im"),
+        ("log.csv", "a,b\n1,2\n", "log.csv .* a header with step, loss, images_per_second"),
         ("config.json", to_json({**DIGITS, "steps": "9"}), r"at \$.steps, expected `int`"),
         ("config.json", to_json({**DIGITS, "steps": 0}), "makes no run: steps must be at least 1"),
         ("config.json", to_json({**DIGITS, "cfg": 0}), None),

@@ -29,7 +29,7 @@ def test_a_process_alone_has_no_launcher(backend):
     ("backend", "environment", "name"),
     [
         ("torch", TORCHRUN, launch.TORCHRUN),
-        ("torch", {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1"}, launch.TORCHRUN),
+        ("torch", {**TORCHRUN, "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1"}, launch.TORCHRUN),
         ("torch", {"TORCHELASTIC_RUN_ID": "x"}, ""),
         ("torch", {**TORCHRUN, **SRUN}, launch.TORCHRUN),
         ("jax", JAX, launch.JAX_VARIABLES),

@@ -16,9 +16,9 @@ import train_coco
 import train_imagenet
 from fcdm_keras import FCDMBackbone, convert, kernels, load_torch_checkpoint, model_table, save_torch_state_dict
 from fcdm_keras.backend.hub import keras_hub
+from fcdm_keras.network import torch_names
 from fcdm_keras.network.costs import MAPS, costs_of
 from fcdm_keras.network.layers import FCDMBlock
-from fcdm_keras.network.reference import _parameters
 from fcdm_keras.network.variants import BLOCKS, NeighborhoodAttention
 from fcdm_keras.recipes import MODEL_SIZES, RECIPES, ModelSize
 from fcdm_keras.recipes.ablations import VARIANTS, sized, variant_of
@@ -85,7 +85,7 @@ def test_outputs_and_gradients(variant, loaded, arrays):
     assert relative_error(of_x, nhwc(reference["grad_x"])) < 1e-3
     ours = {id(v): g for v, g in zip(backbone.trainable_variables, of_weights, strict=True)}
     compared = 0
-    for name, (variable, _, to_torch) in _parameters(backbone).items():
+    for name, (variable, _, to_torch) in torch_names.parameters(backbone).items():
         if f"grad/{name}" in reference:
             assert relative_error(to_torch(to_numpy(ours[id(variable)])), reference[f"grad/{name}"]) < 1e-3, name
             compared += 1
@@ -135,7 +135,7 @@ def test_reference_checkpoints_there_and_back(variant, loaded, checkpoints, tmp_
     assert again.variant == (None if only_sizes else variant)
     for ours, theirs in zip(again.weights, backbone.weights, strict=True):
         np.testing.assert_array_equal(to_numpy(ours), to_numpy(theirs))
-    state = _parameters(backbone)
+    state = torch_names.parameters(backbone)
     assert sum(np.prod(v.shape) for v, *_ in state.values()) == backbone.count_params()
 
 
