@@ -15,6 +15,7 @@ from fcdm_keras.diffusion import guidance
 from fcdm_keras.network.architectures import ARCHITECTURES
 from fcdm_keras.network.backbones import BACKBONES
 from fcdm_keras.network.base import DiffusionBackbone
+from fcdm_keras.network.costs import costs_of
 from fcdm_keras.network.reference import load_torch_checkpoint
 from fcdm_keras.network.rivals.recurrence import gated_linear_attention
 from fcdm_keras.recipes import MODEL_SIZES
@@ -132,6 +133,19 @@ def shapes_alone():
     with keras.StatelessScope(initialize_variables=False):
         yield
     keras.utils.clear_session()
+
+
+@pytest.mark.no_backend
+@pytest.mark.parametrize("published", [name for name in SIZES if not name.startswith("FCDM")])
+def test_costs_of_every_published_size(published):
+    name, options = LATENTS.get(published, (published.lower(), {}))
+    sides = [key for key in SIZES[published] if "x" in key]
+    assert sides
+    for key in sides:
+        side, expected = int(key.split("x")[0]), SIZES[published][key]
+        costs = costs_of(MODEL_SIZES[name], side, side, **options)
+        found = (costs.parameters, costs.plain_macs, costs.macs)
+        assert found == (expected["trainable_parameters"], expected["macs"], expected["torchprofile"])
 
 
 @pytest.mark.no_backend

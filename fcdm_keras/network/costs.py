@@ -9,31 +9,9 @@ twice as many. Standard library only.
 import dataclasses
 
 from fcdm_keras.network import block_costs
+from fcdm_keras.network.cost_sums import Costs, vectors
+from fcdm_keras.network.rivals import costs as rivals
 from fcdm_keras.recipes.ablations import variant_of
-
-
-@dataclasses.dataclass
-class Costs:
-    """A sum of what layers cost.
-
-    Attributes:
-        parameters: weights and biases.
-        macs: what torchprofile, and so the paper, counts.
-        plain_macs: multiply-accumulates of convolutions, linears and attention, and nothing else.
-    """
-
-    parameters: int = 0
-    macs: int = 0
-    plain_macs: int = 0
-
-    def add(self, weights, biases, pixels, products=0, unseen=0):
-        """A layer that applies each weight once at each of `pixels`.
-
-        `products` are those that it writes out there elementwise, `unseen` those of matrices that torchprofile misses.
-        """
-        self.parameters += weights + biases
-        self.macs += pixels * (weights + products)
-        self.plain_macs += pixels * (weights + unseen)
 
 
 def costs_of(size, height=32, width=32, **options):
@@ -77,7 +55,7 @@ def _fcdm(
     out_channels = out_channels or 2 * in_channels
     levels = ((c, full), (2 * c, full // 4), (4 * c, full // 16))
     _blocks(total, size, (*levels, levels[1], levels[0]), expansion_ratio, kernel_size)
-    _vectors(total, [d for d, _ in levels], num_classes, embedding_dim, frequency_dim)
+    vectors(total, [d for d, _ in levels], num_classes, embedding_dim, frequency_dim)
     total.add(9 * in_channels * c, c, full)  # x_embedder
     for (d, pixels), (deeper, deeper_pixels) in zip(levels, levels[1:], strict=False):
         total.add(9 * d * deeper // 4, 0, pixels)  # down
@@ -105,7 +83,7 @@ def _isotropic(
     """As `_fcdm`, of the variant `isotropic`."""
     c, pixels = size.hidden_channels, height * width // 4
     _blocks(total, size, ((c, pixels),), expansion_ratio, kernel_size)
-    _vectors(total, [c], num_classes, embedding_dim, frequency_dim)
+    vectors(total, [c], num_classes, embedding_dim, frequency_dim)
     total.add(4 * in_channels * c, c, pixels)  # x_embedder
     total.add(c * 2 * c, 2 * c, 1)  # final adaLN
     total.add(c * 4 * (out_channels or 2 * in_channels), 4 * (out_channels or 2 * in_channels), pixels, products=c)
@@ -119,28 +97,8 @@ def _blocks(total, size, levels, expansion_ratio, kernel_size):
             block_costs.add(total, row.block, block_costs.Block(d, pixels, *sizes))
 
 
-def _vectors(total, widths, num_classes, embedding_dim, frequency_dim):
-    for d in widths:
-        total.add(frequency_dim * d, d, 1, products=frequency_dim)  # the frequencies, and they times the timestep
-        total.add(d * d, d, 1)
-    _condition(total, widths, num_classes, embedding_dim)
-
-
-def _condition(total, widths, num_classes, embedding_dim):
-    """What makes a vector of each width of a condition: tables of classes, or MLPs of an embedding."""
-    for d in widths:
-        if embedding_dim is None:
-            total.add((num_classes + 1) * d, 0, 0)
-        else:
-            hidden = max(d, embedding_dim)
-            total.add(embedding_dim * hidden, hidden, 1)
-            total.add(hidden * d, d, 1)
-    if embedding_dim is not None:  # whitening, mean and null embedding, which are not trained
-        total.add(embedding_dim**2, 2 * embedding_dim, 1)
-
-
 # Each adds up what a network costs; networks without one are trained without estimates.
-COUNTS = {"fcdm": _fcdm, "isotropic": _isotropic}
+COUNTS = {"fcdm": _fcdm, "isotropic": _isotropic, **rivals.COUNTS}
 
 
 def _fcdm_maps(size, pixels):

@@ -39,8 +39,8 @@ NOTES = {  # model of the paper, or variant → why its figures are not ours, or
     "DiCo-XL, 512 px": "0.5 % below the paper's, for no reason found.",
     **dict.fromkeys(
         ("DiG-S/2", "DiG-B/2", "DiG-L/2", "DiG-XL/2"),
-        "The published figure leaves out the second linear of the MLP, a function that torchprofile does not see, and "
-        "the recurrence; the plain multiply-accumulates have them.",
+        "The published figure leaves out the second linear of the MLP, a function that torchprofile does not see; the "
+        "plain multiply-accumulates have it. Neither has the recurrence, 0.08 to 0.53 G at 256 px.",
     ),
 }
 
@@ -150,4 +150,4 @@ def _cells(row):
 
 
 def _line(*cells):
-    return "{:32}{:>5}  {:12}{:>11}{:>7}{:>11}{:>7}{:>10}  {}".format(*cells).rstrip()
+    return "{:32}{:>5}  {:15}{:>11}{:>7}{:>11}{:>7}{:>10}  {}".format(*cells).rstrip()
