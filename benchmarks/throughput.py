@@ -16,10 +16,13 @@ median over the repeats of (reference's time / our time): above 1, ours is faste
 import argparse
 import contextlib
 import os
+import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from fcdm_keras.network.costs import count
 from fcdm_keras.recipes import MODEL_SIZES
@@ -33,6 +36,14 @@ def main():
     options = parse_options()
     if options.worker:
         return serve_reference(options)
+    from fcdm_keras import distribution
+
+    with distribution.setup():  # as a run
+        measure(options)
+    return 0
+
+
+def measure(options):
     ours = our_workloads(options)
     reference = Reference(options) if options.reference else None
     times, reference_times = {}, {}
@@ -45,7 +56,6 @@ def main():
                 for other, value in others.items():
                     reference_times.setdefault(other, []).append(value)
     report(times, reference_times, options)
-    return 0
 
 
 def parse_options():
@@ -184,6 +194,14 @@ def reference_workloads(options):
     }
 
 
+def processor():
+    """Name of the processor and those of its instruction sets that matter here."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    sets = [known for known in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if re.search(rf"\b{known}\b", text)]
+    return f"{name[1] if name else platform.processor()} ({', '.join(sets)})"
+
+
 def timed(run):
     start = time.perf_counter()
     run()
@@ -193,12 +211,15 @@ def timed(run):
 def report(times, reference_times, options):
     import keras
 
+    from fcdm_keras import distribution
+
     side = options.image_size // 8
     gflop = 2e-9 * count(MODEL_SIZES[options.size], side, side)[1] * options.batch_size  # of one forward pass
     passes = {"forward": 1, "sampling": options.sampling_steps, "training": 3}  # a backward pass costs two forward ones
     print(
         f"FCDM-{options.size}, {keras.backend.backend()}, {options.dtype}, batch {options.batch_size}, "
-        f"{options.image_size} px, {len(os.sched_getaffinity(0))} CPU cores, median of {options.repeats}"
+        f"{options.image_size} px, {processor()}, {len(os.sched_getaffinity(0))} cores, median of {options.repeats}; "
+        f"{distribution.describe()}"
     )
     for name, seconds in times.items():
         median = statistics.median(seconds)
