@@ -41,7 +41,6 @@ FULLY_COMPILED = (
     "diffusion",
     "golden",
     "kernels",
-    "objectives",
 )
 # CPU seconds of the longest units on JAX, PyTorch and TensorFlow, roughly: they start first, in this order.
 SECONDS = {
